@@ -1,0 +1,17 @@
+"""What a stage leaves behind: an immutable directory and the manifest that makes it exist. Knows files, not models."""
+
+from checkpoint_store.errors import StoreError
+from checkpoint_store.lineage import format_lineage, lineage
+from checkpoint_store.manifest import FileEntry, Manifest, code_state, stage_key
+from checkpoint_store.store import CheckpointStore
+
+__all__ = [
+    "CheckpointStore",
+    "FileEntry",
+    "Manifest",
+    "StoreError",
+    "code_state",
+    "format_lineage",
+    "lineage",
+    "stage_key",
+]

@@ -1,0 +1,221 @@
+"""Published formats: one function turns a row into one kind of record, one table says which format is which.
+
+To add a format: write `name_kind(row, origin)` and give FORMATS a row. A function returns a record, a `Drop` for a
+trap that the format is known for (always dropped and counted), or a list of these where one row holds several records
+(a tree, a task file). It raises DataError for everything else that is wrong. What no field holds goes into `meta`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from data_schema import formats_alpaca as alpaca
+from data_schema import formats_preference as preference
+from data_schema.errors import DataError, did_you_mean
+from data_schema.format_parts import Origin, Outcome, Reader, Row, prompt_of, rest, text_of
+from data_schema.records import (
+    KIND_NAMES,
+    Comparison,
+    Demonstration,
+    Document,
+    Message,
+    Prompt,
+    R,
+    check_list,
+    check_text,
+    parse_messages,
+)
+from data_schema.table import from_row
+
+
+class Format(NamedTuple):
+    columns: frozenset[str]  # a row of this format has at least these ..
+    looks_right: Callable[[Row], bool]  # .. and passes this
+    readers: dict[type, Reader]
+
+
+# ---- our own records
+
+
+def _is_own(row: Row) -> bool:
+    optional = {"group", "meta", "labeler", "margin"}
+    own = [{"messages"}, {"prompt", "responses", "ranks"}, {"prompt"}, {"text"}]
+    named = isinstance(row["id"], str) and isinstance(row["source"], str) and not isinstance(row.get("prompt"), str)
+    return named and set(row) - {"id", "source"} - optional in own
+
+
+def _own(kind: type[R]) -> Reader:
+    return lambda row, origin: from_row(kind, row)
+
+
+# ---- conversations, completions, prompts, ranked lists, plain text
+
+
+def messages_demonstration(row: Row, origin: Origin) -> Outcome:
+    messages = parse_messages(row["messages"], "messages")
+    return Demonstration(*origin, messages=messages, meta=rest(row, "messages"))
+
+
+def messages_prompt(row: Row, origin: Origin) -> Outcome:
+    """The conversation up to its last user message."""
+    messages = parse_messages(row["messages"], "messages")
+    prompt = messages[:-1] if messages and messages[-1].role == "assistant" else messages
+    return Prompt(*origin, prompt=prompt, meta=rest(row, "messages"))
+
+
+GPT3_END = "<|endoftext|>"
+
+
+def prompt_completion_demonstration(row: Row, origin: Origin) -> Outcome:
+    """A completion in GPT-3's fine-tuning form (" text<|endoftext|>") loses that form: templates add their own EOS."""
+    if isinstance(row["completion"], list):
+        answer = parse_messages(row["completion"], "completion")
+    else:
+        text = text_of(row, "completion").rstrip()
+        if text.endswith(GPT3_END):
+            text = check_text(text.removesuffix(GPT3_END).strip(), "completion")
+        else:
+            text = row["completion"]
+        answer = (Message("assistant", text),)
+    return Demonstration(*origin, messages=(*prompt_of(row), *answer), meta=rest(row, "prompt", "completion"))
+
+
+def prompt_only(row: Row, origin: Origin) -> Outcome:
+    return Prompt(*origin, prompt=prompt_of(row), meta=rest(row, "prompt", "completion"))
+
+
+def ranked_comparison(row: Row, origin: Origin) -> Outcome:
+    responses = check_list(row["responses"], "responses")
+    ranks = check_list(row["ranks"], "ranks")
+    meta = rest(row, "prompt", "responses", "ranks", "margin", "labeler", "group")
+    return Comparison(
+        *origin,
+        prompt=prompt_of(row),
+        responses=tuple(responses),
+        ranks=tuple(ranks),
+        labeler=row.get("labeler"),
+        margin=row.get("margin"),
+        group=row.get("group"),
+        meta=meta,
+    )
+
+
+def ranked_prompt(row: Row, origin: Origin) -> Outcome:
+    meta = rest(row, "prompt", "responses", "ranks", "margin", "labeler", "group")
+    return Prompt(*origin, prompt=prompt_of(row), group=row.get("group"), meta=meta)
+
+
+def text_document(row: Row, origin: Origin) -> Outcome:
+    return Document(*origin, text=text_of(row, "text"), meta=rest(row, "text"))
+
+
+# ---- which format is which
+
+
+def _has_no_verdict(row: Row) -> bool:
+    """False where a boolean column marks single answers as good or bad (KTO): the bad ones demonstrate nothing."""
+    return not any(isinstance(row.get(column), bool) for column in ("label", "tag"))
+
+
+def _is_hh(row: Row) -> bool:
+    return isinstance(row["chosen"], str) and row["chosen"].startswith("\n\nHuman:") and "prompt" not in row
+
+
+def _any(row: Row) -> bool:
+    return True
+
+
+# The first that fits a row wins, so what needs more columns stands before what needs fewer.
+FORMATS: dict[str, Format] = {
+    "records": Format(frozenset({"id", "source"}), _is_own, {kind: _own(kind) for kind in KIND_NAMES}),
+    "hh": Format(
+        frozenset({"chosen", "rejected"}),
+        _is_hh,
+        {
+            Comparison: preference.hh_comparison,
+            Demonstration: preference.hh_demonstration,
+            Prompt: preference.hh_prompt,
+        },
+    ),
+    "alpaca_preference": Format(
+        frozenset({"instruction", "chosen", "rejected"}),
+        _any,
+        {
+            Comparison: alpaca.alpaca_preference,
+            Demonstration: alpaca.alpaca_chosen,
+            Prompt: alpaca.alpaca_prompt,
+        },
+    ),
+    "alpaca_ranking": Format(
+        frozenset({"instruction", "output"}),
+        lambda row: isinstance(row["output"], list),
+        {Comparison: alpaca.alpaca_ranking, Demonstration: alpaca.alpaca_best, Prompt: alpaca.alpaca_prompt},
+    ),
+    "alpaca": Format(
+        frozenset({"instruction", "output"}),
+        _has_no_verdict,
+        {Demonstration: alpaca.alpaca_demonstration, Prompt: alpaca.alpaca_prompt},
+    ),
+    "preference": Format(
+        frozenset({"prompt", "chosen", "rejected"}),
+        _any,
+        {
+            Comparison: preference.preference_comparison,
+            Demonstration: preference.preference_demonstration,
+            Prompt: preference.preference_prompt,
+        },
+    ),
+    "preference_implicit": Format(
+        frozenset({"chosen", "rejected"}),
+        lambda row: isinstance(row["chosen"], list),
+        {
+            Comparison: preference.preference_comparison,
+            Demonstration: preference.preference_demonstration,
+            Prompt: preference.preference_prompt,
+        },
+    ),
+    "ranked": Format(
+        frozenset({"prompt", "responses", "ranks"}), _any, {Comparison: ranked_comparison, Prompt: ranked_prompt}
+    ),
+    "messages": Format(
+        frozenset({"messages"}), _has_no_verdict, {Demonstration: messages_demonstration, Prompt: messages_prompt}
+    ),
+    "prompt_completion": Format(
+        frozenset({"prompt", "completion"}),
+        _has_no_verdict,
+        {Demonstration: prompt_completion_demonstration, Prompt: prompt_only},
+    ),
+    "prompt": Format(frozenset({"prompt"}), _has_no_verdict, {Prompt: prompt_only}),
+    "text": Format(frozenset({"text"}), _any, {Document: text_document}),
+}
+
+
+def check_format_name(name: str) -> None:
+    """Raises DataError unless `name` is "auto" or in FORMATS."""
+    if name != "auto" and name not in FORMATS:
+        hint = did_you_mean(name, FORMATS)
+        raise DataError(f"no format '{name}'.{hint} There are: auto, {', '.join(FORMATS)}.", field="format")
+
+
+def recognise(row: Row) -> str:
+    """The name of the format that a row is in. Raises DataError when there is none."""
+    for name, form in FORMATS.items():
+        if form.columns <= row.keys() and form.looks_right(row):
+            return name
+    raise DataError(
+        f"no known format has the columns {', '.join(row) or '(none)'} with such values; rename them to fit one of"
+        f" {', '.join(FORMATS)} (docs/data_formats.md), or name the format",
+        field="format",
+    )
+
+
+def reader_for(name: str, kind: type[R]) -> Reader:
+    """The function that reads rows of format `name` as `kind`. Raises DataError when the format cannot give it."""
+    readers = FORMATS[name].readers
+    if kind not in readers:
+        able = [other for other, form in FORMATS.items() if kind in form.readers]
+        raise DataError(
+            f"format '{name}' gives {' or '.join(KIND_NAMES[k] for k in readers)}, not {KIND_NAMES[kind]};"
+            f" these come from: {', '.join(able)}",
+            field="format",
+        )
+    return readers[kind]

@@ -1,0 +1,141 @@
+"""Pairs of a chosen and a rejected answer: HH-RLHF's transcripts, and preference rows as TRL and others take them."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from data_schema.errors import DataError
+from data_schema.format_parts import Drop, Origin, Outcome, Row, prompt_of, rest, text_of
+from data_schema.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    describe,
+    normalise,
+    parse_messages,
+)
+
+# ---- Anthropic HH-RLHF: two transcripts
+
+# Only with the empty line: people also write "Human:" inside a turn.
+HH_MARK = re.compile(r"\n\n(Human|Assistant):")
+
+
+def _hh_transcript(transcript: str) -> tuple[tuple[Message, ...], str] | Drop:
+    """(the messages up to the last answer, the last answer), or why not."""
+    start, *parts = HH_MARK.split(transcript)
+    speakers, texts = parts[0::2], [text.strip() for text in parts[1::2]]
+    expected = ["Human" if i % 2 == 0 else "Assistant" for i in range(len(speakers))]
+    if start or speakers != expected or speakers[-1:] != ["Assistant"]:
+        return Drop("turns do not alternate")
+    if not all(texts[:-1]):
+        return Drop("empty turn")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(speakers[:-1], texts[:-1], strict=True)
+    return tuple(Message(roles[speaker], text) for speaker, text in turns), texts[-1]
+
+
+def _hh_group(prompt: Sequence[Message]) -> str:
+    """Dialogues that open alike are one: the data set holds many continuations of one first question."""
+    return hashlib.sha256(normalise(prompt[0].content).encode()).hexdigest()[:16]
+
+
+def hh_comparison(row: Row, origin: Origin) -> Outcome:
+    texts = text_of(row, "chosen"), text_of(row, "rejected")
+    before = [text.rpartition("\n\nAssistant:")[0] for text in texts]
+    if before[0] != before[1]:
+        return Drop("prompts differ")
+    chosen, rejected = _hh_transcript(texts[0]), _hh_transcript(texts[1])
+    if isinstance(chosen, Drop):
+        return chosen
+    if isinstance(rejected, Drop):
+        return rejected
+    if not (chosen[1] and rejected[1]):
+        return Drop("empty answer")
+    return Comparison(
+        *origin,
+        prompt=chosen[0],
+        responses=(chosen[1], rejected[1]),
+        ranks=(1, 2),
+        group=_hh_group(chosen[0]),
+        meta=rest(row, "chosen", "rejected"),
+    )
+
+
+def hh_demonstration(row: Row, origin: Origin) -> Outcome:
+    chosen = _hh_transcript(text_of(row, "chosen"))
+    if isinstance(chosen, Drop):
+        return chosen
+    prompt, answer = chosen
+    if not answer:
+        return Drop("empty answer")
+    messages = (*prompt, Message("assistant", answer))
+    return Demonstration(*origin, messages=messages, group=_hh_group(prompt), meta=rest(row, "chosen", "rejected"))
+
+
+def hh_prompt(row: Row, origin: Origin) -> Outcome:
+    chosen = _hh_transcript(text_of(row, "chosen"))
+    if isinstance(chosen, Drop):
+        return chosen
+    return Prompt(*origin, prompt=chosen[0], group=_hh_group(chosen[0]), meta=rest(row, "chosen", "rejected"))
+
+
+# ---- preference: chosen and rejected, text or messages, with the prompt apart or inside both
+
+
+def _answer_of(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tuple[tuple[Message, ...], str]:
+    """(prompt, answer) of column `chosen` or `rejected`; `prompt` is the prompt column's, if there is one."""
+    if not isinstance(row.get(column), list):
+        if prompt is None:
+            raise DataError(f"'{column}' must be a list of messages, found {describe(row.get(column))}", field=column)
+        return prompt, text_of(row, column)
+    messages = parse_messages(row[column], column)
+    if not messages or messages[-1].role != "assistant":
+        raise DataError(f"'{column}' must end with the assistant", field=column)
+    inside, answer = messages[:-1], messages[-1].content
+    if not inside and prompt is not None:
+        return prompt, answer
+    # A text prompt may stand for a whole conversation (Tulu, UltraFeedback): the messages say more, if they hold it.
+    repeats = prompt is None or inside == prompt or (isinstance(row["prompt"], str) and prompt[0] in inside)
+    if not repeats:
+        raise DataError(
+            f"'{column}' starts with other messages than 'prompt'; leave only the answer in it",
+            field=column,
+        )
+    return inside, answer
+
+
+def _preference_pair(row: Row) -> tuple[tuple[Message, ...], str, str]:
+    prompt = prompt_of(row) if row.get("prompt") is not None else None
+    chosen_prompt, chosen = _answer_of(row, "chosen", prompt)
+    rejected_prompt, rejected = _answer_of(row, "rejected", prompt)
+    if chosen_prompt != rejected_prompt:
+        raise DataError("'chosen' and 'rejected' may differ in the last message only", field="rejected")
+    return chosen_prompt, chosen, rejected
+
+
+def _preference_meta(row: Row) -> dict[str, Any]:
+    return rest(row, "prompt", "chosen", "rejected", "margin")
+
+
+def preference_comparison(row: Row, origin: Origin) -> Outcome:
+    prompt, chosen, rejected = _preference_pair(row)
+    return Comparison(
+        *origin,
+        prompt=prompt,
+        responses=(chosen, rejected),
+        ranks=(1, 2),
+        margin=row.get("margin"),
+        meta=_preference_meta(row),
+    )
+
+
+def preference_demonstration(row: Row, origin: Origin) -> Outcome:
+    prompt, chosen, _ = _preference_pair(row)
+    return Demonstration(*origin, messages=(*prompt, Message("assistant", chosen)), meta=_preference_meta(row))
+
+
+def preference_prompt(row: Row, origin: Origin) -> Outcome:
+    return Prompt(*origin, prompt=_preference_pair(row)[0], meta=_preference_meta(row))

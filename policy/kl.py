@@ -1,0 +1,76 @@
+"""The price of leaving the reference model, and the per-token rewards that contain it.
+
+The score stands on the last real token. summarize_from_feedback_details and TRL put it one position later, where the
+value after the end is trained too; `score_position="one_past"` reproduces them for parity and nothing else uses it.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from policy.masks import check_mask, last_token_index
+
+KlKind = Literal["k1", "k2", "k3"]
+
+
+class TokenRewards(NamedTuple):
+    rewards: Tensor  # (batch, response) -kl_coef * kl, plus the score at one position; filler 0
+    kl: Tensor  # (batch, response) KL estimate per token in nats; filler 0; its sum over a row is the sequence KL
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlKind) -> Tensor:
+    """KL(policy || reference) per token in nats from tokens sampled by the policy. Same shape in and out.
+
+    With x = log reference - log policy: k1 = -x (unbiased, either sign), k2 = x^2 / 2 (biased, never negative),
+    k3 = e^x - 1 - x (unbiased, never negative). Source: Schulman, "Approximating KL divergence".
+    """
+    x = ref_logprobs - logprobs
+    if kind == "k1":
+        return -x
+    if kind == "k2":
+        return 0.5 * x**2
+    if kind == "k3":
+        return x.expm1() - x
+    raise ValueError(f"there is no KL estimator '{kind}'; choose k1, k2 or k3.")
+
+
+@torch.no_grad()
+def token_rewards(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    response_mask: Tensor,
+    kl_coef: float,
+    kind: KlKind = "k1",
+    score_position: Literal["last_token", "one_past"] = "last_token",
+) -> TokenRewards:
+    """Per-token rewards of PPO (InstructGPT section 3.5): -kl_coef * KL everywhere, plus the response's score once.
+
+    scores (batch,); the others (batch, response). "one_past" puts the score after the last real token where there is
+    room, else on it; then advantages need the mask that is one token longer. Constants: no gradient flows through.
+    """
+    check_mask(logprobs, response_mask)
+    kl = torch.where(response_mask, kl_estimate(logprobs, ref_logprobs, kind), 0.0)
+    index = last_token_index(response_mask)
+    if score_position == "one_past":
+        index = (index + 1).clamp(max=response_mask.shape[1] - 1)
+    score_at_end = torch.zeros_like(kl).scatter_(1, index.unsqueeze(1), scores.to(kl).unsqueeze(1))
+    return TokenRewards(score_at_end - kl_coef * kl, kl)
+
+
+def replace_score_without_eos(scores: Tensor, found_eos: Tensor, penalty_score: float) -> Tensor:
+    """(batch,) scores, with `penalty_score` in place of the score of each response that did not end by itself.
+
+    Replaced, not subtracted: a response cut off at the limit was never finished, so what it scored means nothing.
+    """
+    return torch.where(found_eos, scores, penalty_score)
+
+
+def adaptive_kl_coef(coef: float, observed_kl: float, target: float, horizon: float, n_episodes: int) -> float:
+    """The coefficient after a batch of `n_episodes` whose mean sequence KL (nats) was `observed_kl`.
+
+    Moves towards `target` by at most 20 % per `horizon` episodes. Source: Ziegler 2019, section 2.2.
+    """
+    error = min(max(observed_kl / target - 1.0, -0.2), 0.2)
+    return coef * (1.0 + error * n_episodes / horizon)

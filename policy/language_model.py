@@ -1,0 +1,167 @@
+"""Load and save a causal language model with its tokenizer, in plain Hugging Face layout.
+
+A tokenizer here always has a padding token of its own: where padding is EOS, code that tells them apart by id forgets
+EOS without a word, and a policy that never learned to end an answer is what comes out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from policy.errors import ModelError
+
+logger = logging.getLogger("triptych.model")
+
+
+class LanguageModel(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the GPU if there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device is 'cuda' but torch sees no GPU here; set device to 'auto' or 'cpu'.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@contextmanager
+def clear_load_errors(source: str | Path, what: str) -> Iterator[None]:
+    """Turn what transformers raises for a missing or foreign model into one line with the cure."""
+    path = Path(source)
+    if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1):
+        raise ModelError(
+            f"no {what} at '{source}': give a directory in Hugging Face layout, or a hub name like owner/name."
+        )
+    if path.exists() and not (path / "config.json").is_file():
+        raise ModelError(f"'{source}' holds no config.json, so it is no {what} in Hugging Face layout.")
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        if path.exists():
+            raise ModelError(f"cannot load the {what} in '{source}': {_first_line(error)}") from error
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise ModelError(
+            f"'{source}' is no directory here and could not be had from the hub{offline}: check the name and the "
+            f"network, or download it where there is one ('hf download {source} --local-dir DIR') and give DIR."
+        ) from error
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, padding on the left as sampling needs; its special tokens are not checked here."""
+    with clear_load_errors(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", clean_up_tokenization_spaces=False)
+    return tokenizer
+
+
+def check_special_tokens(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Raise ModelError unless the tokenizer has an EOS and a padding token that differ."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of '{source}' has no EOS token, so no answer could ever end; set eos_token in it."
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        state = (
+            "has no padding token" if tokenizer.pad_token_id is None else f"pads with its EOS {tokenizer.eos_token!r}"
+        )
+        raise ModelError(
+            f"the tokenizer of '{source}' {state}, and masking one would lose the other: set sft.pad_token to a token "
+            "of its own, for example '<|pad|>' (it is added if the vocabulary lacks it)."
+        )
+
+
+def load_language_model(source: str | Path, device: torch.device, pad_token: str | None = None) -> LanguageModel:
+    """A causal language model in float32 and its tokenizer, from a directory or the hub.
+
+    `pad_token` replaces the tokenizer's own; a token new to the vocabulary gets a new embedding row.
+    Raises ModelError if the checkpoint cannot be loaded whole, or if padding is missing or the same as EOS.
+    """
+    tokenizer = load_tokenizer(source)
+    with clear_load_errors(source, "language model"):
+        model, loading = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if loading["missing_keys"]:  # transformers fills them at random and goes on
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ModelError(
+            f"'{source}' lacks weights of a language model: {missing}; give a language model's own checkpoint."
+        )
+    if pad_token is not None and tokenizer.pad_token != pad_token:
+        tokenizer.pad_token = pad_token
+        if tokenizer.pad_token_id is None or pad_token not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"pad_token": pad_token})
+    check_special_tokens(tokenizer, source)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        _grow_vocabulary(model, len(tokenizer))
+        logger.info("vocabulary of %s grown to %d for %s", source, len(tokenizer), tokenizer.pad_token)
+    _agree(model, tokenizer)
+    return LanguageModel(model.to(device), tokenizer)
+
+
+def _grow_vocabulary(model: PreTrainedModel, size: int) -> None:
+    """New rows are the mean of the old: nothing is drawn, and no new token starts likelier than the average one."""
+    old = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        with torch.no_grad():
+            layer.weight[old:] = layer.weight[:old].mean(dim=0)
+
+
+def _agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the model's configs name the tokenizer's special tokens: serving engines stop and pad by them."""
+    # Where padding was EOS, the embedding would go on keeping gradients from EOS.
+    model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+            config.eos_token_id = tokenizer.eos_token_id
+    if model.generation_config is not None:
+        # Published checkpoints carry sampling habits (repetition penalty, top-p); sampling here is always plain.
+        model.generation_config.do_sample = False
+        for habit in ("temperature", "top_p", "top_k", "repetition_penalty"):
+            setattr(model.generation_config, habit, None)
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write weights (safetensors), configs, tokenizer and its chat template."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Dropout off for good: with it on, PPO's first ratio is not 1 and a score is not the same twice."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str, task_type: str) -> Any:
+    """The model wrapped with trainable low-rank adapters (peft's PeftModel); `merge_and_unload` takes them in again.
+
+    task_type "CAUSAL_LM", or "SEQ_CLS", which also trains the scalar head. `targets` as in LoraConfig.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    # Dropout 0: PPO compares log-probabilities of one text before and after a step, which dropout would tell apart.
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=modules, task_type=task_type)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"lora.targets '{targets}' does not fit this model: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

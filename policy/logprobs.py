@@ -1,0 +1,115 @@
+"""Log-probabilities and entropy of given tokens, always at the temperature they were sampled with.
+
+Rollout, reference and update must all divide the logits by the sampling temperature, or the KL and the ratio compare
+two different distributions (lm-human-preferences `policy.py`). Computed in float32 at least, whatever the model's type.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+
+class TokenLogprobs(NamedTuple):
+    logprobs: Tensor  # (n,) log-probability of each label, in nats
+    entropy: Tensor  # (n,) entropy of the whole distribution at that position, in nats; a measurement without gradient
+
+
+def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """(..., vocab) logits and (...) labels -> (...) log-probabilities; `logits[t]` is what predicts `labels[t]`.
+
+    Labels under a mask still have to be ids of the vocabulary (0, not -100): mask the result instead.
+    """
+    scaled = _scaled(logits, temperature)
+    return scaled.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+
+
+@torch.no_grad()
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """(..., vocab) -> (...) entropy in nats of the sampling distribution. No gradient: it is a measurement."""
+    # entr(p) is -p log p with 0 at p = 0, where a token forbidden by a logit of -inf would give NaN.
+    return torch.special.entr(_scaled(logits, temperature).softmax(-1)).sum(-1)
+
+
+def token_logprobs_from_hidden(
+    hidden: Tensor,
+    lm_head: Tensor | Callable[[Tensor], Tensor],
+    labels: Tensor,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> TokenLogprobs:
+    """As `token_logprobs` of `lm_head(hidden)`, never holding more than `chunk` rows of logits, backward included.
+
+    hidden (n, d), of response positions only; labels (n,). Each chunk's logits are computed again in the backward pass;
+    values and gradients are those of the plain way. lm_head: a (vocab, d) weight, or a callable where the head is more
+    than a weight (bias, adapter, shards), which takes up to half as long again.
+    """
+    if isinstance(lm_head, Tensor):
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            # Autocast is on in the forward pass only; one type for both passes makes the second equal to the first.
+            hidden, lm_head = (t.to(torch.get_autocast_dtype(device)) for t in (hidden, lm_head))
+        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, lm_head, labels, temperature, chunk))
+    pieces = [
+        checkpoint(_logprobs, rows, lm_head, ids, temperature, use_reentrant=False, preserve_rng_state=False)
+        for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    ]
+    return TokenLogprobs(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """d logprob / d logits = (one-hot of the label - softmax) / temperature, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, ...]:
+        pieces = [
+            _logprobs(rows, lambda x: x @ weight.T, ids, temperature)
+            for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+        ]
+        logprobs, entropies = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        ctx.save_for_backward(hidden, weight, labels)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels = ctx.saved_tensors
+        hidden_grads = []
+        # Summed over chunks in float32 at least: bfloat16 would round every addition.
+        weight_grad = torch.zeros_like(weight, dtype=grad.dtype) if ctx.needs_input_grad[1] else None
+        for rows, ids, g in zip(*(t.split(ctx.chunk) for t in (hidden, labels, grad / ctx.temperature)), strict=True):
+            g = g.unsqueeze(-1)
+            d_logits = _scaled(rows @ weight.T, ctx.temperature).softmax(-1).mul_(-g)
+            d_logits = d_logits.scatter_add_(-1, ids.unsqueeze(-1), g).to(rows.dtype)
+            if ctx.needs_input_grad[0]:
+                hidden_grads.append(d_logits @ weight)
+            if weight_grad is not None:
+                weight_grad += d_logits.T @ rows
+        return (
+            torch.cat(hidden_grads) if hidden_grads else None,
+            None if weight_grad is None else weight_grad.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _logprobs(
+    hidden: Tensor, lm_head: Callable[[Tensor], Tensor], labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = lm_head(hidden)
+    return token_logprobs(logits, labels, temperature), entropy(logits, temperature)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} must be above 0; a greedy choice has no log-probability.")
+    logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return logits if temperature == 1 else logits / temperature

@@ -1,0 +1,51 @@
+"""Plain text for PPO-ptx: documents as rows of ids, and their next-token loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data_schema import Document
+from policy.errors import ModelError
+from policy.logprobs import token_logprobs_from_hidden
+from policy.losses import next_token_loss
+from policy.rollout import output_head
+
+
+def pack_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], length: int) -> Tensor:
+    """Documents joined by EOS and cut into rows (n, length) of int32 ids; what does not fill a last row is left out."""
+    pieces = [torch.empty(0, dtype=torch.int32)]
+    texts = (document.text for document in documents)
+    while batch := list(islice(texts, 1000)):
+        ids = tokenizer(batch, add_special_tokens=False)["input_ids"]
+        pieces += [torch.tensor([*row, tokenizer.eos_token_id], dtype=torch.int32) for row in ids]
+    stream = torch.cat(pieces)
+    n = len(stream) // length
+    if n == 0:
+        raise ModelError(
+            f"the pretraining text has {len(stream)} tokens, less than one row of {length}; give more text."
+        )
+    return stream[: n * length].view(n, length)
+
+
+def endless_rows(rows: Tensor, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Batches of rows without end, reshuffled on each pass; every row is seen once a pass."""
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(waiting) < batch:
+            waiting = torch.cat([waiting, torch.randperm(len(rows), generator=rng)])
+        yield rows[waiting[:batch]]
+        waiting = waiting[batch:]
+
+
+def pretraining_loss(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Next-token cross-entropy in nats per token, the mean over rows (batch, length) (InstructGPT eq. 2, last term)."""
+    ids = rows.long().to(model.device)
+    body = getattr(model, model.base_model_prefix)
+    hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    flat = token_logprobs_from_hidden(hidden.flatten(0, 1), output_head(model), ids[:, 1:].flatten())
+    return next_token_loss(flat.logprobs.unsqueeze(0), torch.ones_like(flat.logprobs, dtype=torch.bool).unsqueeze(0))

@@ -1,0 +1,117 @@
+"""What a policy did: prompts, its responses, and how a model reads them again.
+
+Rows are [prompt padded on the left | response padded on the right], so that every response begins in the same column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from policy.encoding import pad
+from policy.generate import sample_responses
+from policy.logprobs import TokenLogprobs, token_logprobs_from_hidden
+from policy.masks import mask_from_lengths, position_ids
+
+
+class Rollout(NamedTuple):
+    """All tensors (batch, ...); the response's real tokens are those under `response_mask`, EOS included."""
+
+    prompts: Tensor  # (batch, prompt) ids
+    prompt_mask: Tensor  # (batch, prompt) True on real tokens
+    responses: Tensor  # (batch, response) ids
+    response_mask: Tensor  # (batch, response) True on real tokens
+    ended: Tensor  # (batch,) True where the policy ended the answer itself
+
+    @property
+    def lengths(self) -> Tensor:
+        """(batch,) real tokens of each response."""
+        return self.response_mask.sum(1)
+
+    def rows(self, index: Tensor) -> Rollout:
+        """Some rows, without the columns that are padding in all of them."""
+        prompt_width = int(self.prompt_mask[index].sum(1).max())
+        response_width = int(self.response_mask[index].sum(1).max())
+        return Rollout(
+            self.prompts[index, -prompt_width:],
+            self.prompt_mask[index, -prompt_width:],
+            self.responses[index, :response_width],
+            self.response_mask[index, :response_width],
+            self.ended[index],
+        )
+
+
+def collect_rollout(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    eos_id: int,
+    pad_id: int,
+    rng: torch.Generator,
+) -> Rollout:
+    """Answer prompts given as ids, `batch_size` at a time; the order of the prompts is kept."""
+    device = model.device
+    prompt_ids, prompt_mask = (part.to(device) for part in pad(prompts, pad_id, "left"))
+    # Neighbours in length share a batch: the wait is for the longest prompt, and padding is work for nothing.
+    order = prompt_mask.sum(1).argsort(stable=True)
+    tokens = torch.full((len(prompts), max_new_tokens), pad_id, device=device)
+    lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    for rows in order.split(batch_size):
+        width = int(prompt_mask[rows].sum(1).max())
+        answers = sample_responses(
+            model,
+            prompt_ids[rows, -width:],
+            prompt_mask[rows, -width:],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_id=eos_id,
+            pad_id=pad_id,
+            rng=rng,
+        )
+        tokens[rows, : answers.tokens.shape[1]] = answers.tokens
+        lengths[rows], ended[rows] = answers.lengths, answers.ended
+    width = int(lengths.max())
+    return Rollout(prompt_ids, prompt_mask, tokens[:, :width], mask_from_lengths(lengths, width), ended)
+
+
+def body_states(model: PreTrainedModel, rollout: Rollout) -> Tensor:
+    """(batch, prompt + response, hidden): the last hidden states of a model's body, its head left out."""
+    mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
+    ids = torch.cat([rollout.prompts, rollout.responses], dim=1)
+    body = getattr(model, model.base_model_prefix)
+    # The mask comes from lengths, never from ids; a cache would be built and thrown away.
+    states = body(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
+    hidden: Tensor = states.last_hidden_state
+    return hidden
+
+
+def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:
+    """The projection to logits: as a bare weight where it is one, since log-probabilities from that are cheaper."""
+    head = model.get_output_embeddings()
+    return head.weight if type(head) is torch.nn.Linear and head.bias is None else head
+
+
+def response_logprobs(model: PreTrainedModel, rollout: Rollout, temperature: float) -> TokenLogprobs:
+    """Log-probability and entropy of each response token at the sampling temperature, both (batch, response), filler 0.
+
+    Logits exist for real response tokens only, a chunk at a time: never (batch, time, vocabulary).
+    """
+    first = rollout.prompts.shape[1] - 1  # the state of the last prompt token predicts the first response token
+    hidden = body_states(model, rollout)[:, first:-1]
+    flat = token_logprobs_from_hidden(
+        hidden[rollout.response_mask], output_head(model), rollout.responses[rollout.response_mask], temperature
+    )
+    return TokenLogprobs(*(_unflatten(part, rollout.response_mask) for part in flat))
+
+
+def _unflatten(values: Tensor, mask: Tensor) -> Tensor:
+    """(real tokens,) back into (batch, response), filler 0; differentiable."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,0 +1,1 @@
+"""A model that scores, and the maths that trains and calibrates it."""

@@ -1,0 +1,103 @@
+"""Losses that teach a reward model an order.
+
+InstructGPT eq. 1: all pairs of one prompt's K responses are one batch element, each prompt weighs the same whatever its
+K, tied pairs are dropped. K forward passes score K responses; the pairs are index arithmetic on those K numbers.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
+
+
+class PairIndex(NamedTuple):
+    """Every kept pair of a batch, as positions in the flat list of its responses. Made by the collator."""
+
+    winner: Tensor  # (pairs,) int64
+    loser: Tensor  # (pairs,) int64
+    weight: Tensor  # (pairs,) float64; sums to 1 when the batch is the whole step and denominator is "kept"
+
+    def to(self, device: torch.device | str) -> "PairIndex":
+        return PairIndex(self.winner.to(device), self.loser.to(device), self.weight.to(device))
+
+
+def ranked_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """Ranks of one prompt's responses (1 = best, equal = tie) -> (winner, loser) positions, ties left out."""
+    pairs = [(i, j) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]]
+    return [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in pairs]
+
+
+def pair_index(
+    ranks: Sequence[Sequence[int]],
+    denominator: Literal["kept", "k_choose_2"] = "kept",
+    n_prompts: int | None = None,
+) -> PairIndex:
+    """One sequence of ranks per prompt -> pairs into the responses laid end to end, prompt after prompt.
+
+    A pair weighs 1 / (n_prompts * pairs of its prompt). The paper says that ties are dropped but not from which count:
+    "kept" divides by the pairs that are left, "k_choose_2" by all of them. `n_prompts` counts the prompts that have a
+    kept pair (no other says anything): those of this batch, unless the count of the whole optimiser step is given
+    because the batch is a micro-batch of it.
+    """
+    pairs_of_prompts = [ranked_pairs(prompt_ranks) for prompt_ranks in ranks]
+    n_prompts = sum(map(bool, pairs_of_prompts)) if n_prompts is None else n_prompts
+    winner: list[int] = []
+    loser: list[int] = []
+    weight: list[float] = []
+    first = 0
+    for prompt_ranks, pairs in zip(ranks, pairs_of_prompts, strict=True):
+        k = len(prompt_ranks)
+        n_pairs = len(pairs) if denominator == "kept" else k * (k - 1) // 2
+        winner += [first + w for w, _ in pairs]
+        loser += [first + lo for _, lo in pairs]
+        weight += [1.0 / (n_prompts * n_pairs) for _ in pairs]
+        first += k
+    return PairIndex(
+        torch.tensor(winner, dtype=torch.int64),
+        torch.tensor(loser, dtype=torch.int64),
+        torch.tensor(weight, dtype=torch.float64),
+    )
+
+
+def kwise_ranking_loss(rewards: Tensor, pairs: PairIndex) -> Tensor:
+    """Mean over prompts of the mean over their pairs of -log sigmoid(r_winner - r_loser) (InstructGPT eq. 1).
+
+    rewards (responses,), in the order that `pair_index` was given. A batch of ties only gives 0, with gradient 0.
+    """
+    difference = rewards[pairs.winner] - rewards[pairs.loser]
+    return -(pairs.weight.to(rewards) * logsigmoid(difference)).sum()
+
+
+def pair_accuracy(rewards: Tensor, pairs: PairIndex) -> Tensor:
+    """Share of kept pairs whose winner scores strictly higher; every pair counts once. NaN when there is no pair."""
+    return (rewards[pairs.winner] > rewards[pairs.loser]).to(rewards.dtype).mean()
+
+
+def pairwise_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    margin: Tensor | None = None,
+    center_coef: float = 0.0,
+    p_chosen: Tensor | None = None,
+) -> Tensor:
+    """Mean of -log sigmoid(chosen - rejected - margin), plus center_coef * mean((chosen + rejected)^2). All (pairs,).
+
+    `p_chosen` is the share of labelers that prefer the chosen one (0.5 = tie): the cross-entropy against it (WebGPT). A
+    margin says by how much the chosen one is better, which a soft label leaves open: one or the other.
+    """
+    if margin is not None and p_chosen is not None:
+        raise ValueError("margin and p_chosen are both given; a pair has a sure winner by a margin or a soft label.")
+    difference = chosen - rejected
+    if p_chosen is not None:
+        losses = -p_chosen * logsigmoid(difference) - (1 - p_chosen) * logsigmoid(-difference)
+    else:
+        losses = -logsigmoid(difference if margin is None else difference - margin)
+    return losses.mean() + center_coef * ((chosen + rejected) ** 2).mean()
+
+
+def best_of_n_cross_entropy(rewards: Tensor, best: Tensor) -> Tensor:
+    """Softmax cross-entropy of the labeler's pick: rewards (prompts, n), best (prompts,) (lm-human-preferences)."""
+    return cross_entropy(rewards, best)

@@ -1,0 +1,83 @@
+"""A language model's body with a scalar head: r(prompt, response) at the last real token, V(state) at every token.
+
+Held as a Hugging Face sequence-classification model with one label, so that AutoModelForSequenceClassification opens
+what is published. The normalisation is kept in its config (`reward_gain`, `reward_bias`): a bias put into the head is
+lost on reload.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from policy.errors import ModelError
+from policy.language_model import clear_load_errors
+from policy.masks import last_token_index
+from policy.rollout import Rollout, body_states
+from reward.normalisation import RewardNormalisation
+
+
+def from_language_model(source: str | Path, device: torch.device, seed: int) -> PreTrainedModel:
+    """A scalar model on a language model's body; the head is drawn with standard deviation 1/sqrt(d+1)
+    (lm-human-preferences; Huang et al. 2023, detail 11)."""
+    with clear_load_errors(source, "language model"):
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
+    rng = torch.Generator().manual_seed(seed)
+    weight = scalar_head(model).get_parameter("weight")  # (1, hidden)
+    with torch.no_grad():
+        weight.normal_(0.0, (weight.shape[1] + 1) ** -0.5, generator=rng)
+    store_normalisation(model, RewardNormalisation())
+    return model.to(device)
+
+
+def load_scalar_model(source: str | Path, device: torch.device) -> PreTrainedModel:
+    """A published reward model, in float32. Raises ModelError for a directory that is none."""
+    with clear_load_errors(source, "reward model"):
+        config = AutoConfig.from_pretrained(source)
+        architecture = (getattr(config, "architectures", None) or ["?"])[0]
+        if config.num_labels != 1 or "SequenceClassification" not in architecture:
+            raise ModelError(
+                f"'{source}' holds a {architecture} with {config.num_labels} labels, not a reward model with one."
+            )
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
+    return model.to(device)
+
+
+def scalar_head(model: PreTrainedModel) -> torch.nn.Module:
+    """The layer from hidden state to scalar, by whichever name the architecture has for it."""
+    for name in ("score", "classifier"):
+        if hasattr(model, name):
+            head: torch.nn.Module = getattr(model, name)
+            return head
+    raise ModelError(f"{type(model).__name__} has no head named 'score' or 'classifier'; use another architecture.")
+
+
+def store_normalisation(model: PreTrainedModel, normalisation: RewardNormalisation) -> None:
+    model.config.reward_gain, model.config.reward_bias = normalisation.gain, normalisation.bias
+
+
+def stored_normalisation(model: PreTrainedModel) -> RewardNormalisation:
+    return RewardNormalisation(getattr(model.config, "reward_gain", 1.0), getattr(model.config, "reward_bias", 0.0))
+
+
+def response_values(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
+    """(batch, response) V before each response token, from the prompt and the tokens so far. float32, filler 0."""
+    first = rollout.prompts.shape[1] - 1
+    values = _scalars(model, body_states(model, rollout)[:, first:-1], normalised)
+    return torch.where(rollout.response_mask, values, 0.0)
+
+
+def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
+    """(batch,) r(prompt, response) at the last real token, be that EOS or where the answer was cut. float32."""
+    hidden = body_states(model, rollout)[:, rollout.prompts.shape[1] :]
+    index = last_token_index(rollout.response_mask)
+    last = hidden[torch.arange(len(index), device=hidden.device), index]
+    return _scalars(model, last, normalised)
+
+
+def _scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:
+    values: Tensor = scalar_head(model)(hidden).squeeze(-1).float()
+    return stored_normalisation(model)(values) if normalised else values

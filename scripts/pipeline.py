@@ -1,0 +1,10 @@
+"""All stages in order: `python scripts/pipeline.py RECIPE` is `triptych run RECIPE`, from any folder."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/: its evaluate.py would hide a library's
+    from stages.__main__ import main
+
+    sys.exit(main(["run", *sys.argv[1:]]))

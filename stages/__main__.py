@@ -1,0 +1,158 @@
+"""The command line: `triptych run RECIPE` chains the stages, `triptych ppo --config RECIPE` runs one, `triptych log
+NAME` tells
+where a checkpoint comes from. Nothing heavy is imported before it is known what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+DESCRIPTION = """The InstructGPT recipe: supervised tuning, reward model, PPO.
+
+commands:
+  run RECIPE                 all stages of a recipe; finished ones are skipped
+  sft, comparisons, reward-model, ppo, evaluate  --config RECIPE
+                             one stage of a recipe
+  log NAME                   where a checkpoint comes from: base -> SFT -> reward model -> policy
+  verify [NAME]              check the hashes of one checkpoint, or of all
+
+Settings of a recipe are overridden by dotted options: --ppo.kl_coef 0.05 --sft.data my.jsonl.
+'triptych run --help' lists them all."""
+STAGE_COMMANDS = {
+    "sft": "sft",
+    "comparisons": "comparisons",
+    "reward-model": "reward_model",
+    "ppo": "ppo",
+    "evaluate": "evaluate",
+}
+DEFAULT_ROOT = Path("out")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 2 something the user can mend."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: triptych COMMAND ...\n\n" + DESCRIPTION)
+        return 0 if words else 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("triptych").setLevel(logging.INFO)
+    # The default action would end the process at once: what wandb holds would be lost, the run never closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    command, rest = words[0], words[1:]
+    if command == "run" or command in STAGE_COMMANDS:
+        action = lambda: run_recipe(command, rest)  # noqa: E731
+    elif command in ("log", "verify"):
+        action = lambda: look_into_store(command, rest)  # noqa: E731
+    else:
+        print(
+            f"triptych: no command '{command}'; there are: run, {', '.join(STAGE_COMMANDS)}, log, verify",
+            file=sys.stderr,
+        )
+        return 2
+    return guarded(action)
+
+
+def guarded(action) -> int:  # type: ignore[no-untyped-def]
+    """Run it; what the user can mend becomes one line and exit code 2."""
+    from checkpoint_store import StoreError
+    from data_schema import DataError
+    from policy import ModelError
+    from stages.errors import ConfigError
+
+    try:
+        action()
+    except (ConfigError, DataError, ModelError, StoreError) as error:
+        print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("triptych: interrupted; finished stages stay, the next call goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_recipe(command: str, words: Sequence[str]) -> None:
+    """`run RECIPE [options] [overrides]`, or `STAGE --config RECIPE [options] [overrides]`."""
+    parser = argparse.ArgumentParser(prog=f"triptych {command}", add_help=False, allow_abbrev=False)
+    if command == "run":
+        parser.add_argument("recipe", nargs="?", type=Path)
+        parser.add_argument(
+            "--from", dest="first", metavar="STAGE", help="begin at this stage; earlier ones must be published"
+        )
+        parser.add_argument("--only", metavar="STAGE", help="this stage alone")
+    parser.add_argument("--config", type=Path, metavar="RECIPE", help="the recipe")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=FILE", help="read FILE for data set NAME; repeatable"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=DEFAULT_ROOT, help="where checkpoints and runs are kept (default: out)"
+    )
+    parser.add_argument("--force", action="store_true", help="redo the selected stages even if they are published")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and why")
+    parser.add_argument("--print_config", action="store_true", help="print the recipe with every default filled in")
+    parser.add_argument("-h", "--help", action="store_true", help="this help, with every setting of a recipe")
+    options, overrides = parser.parse_known_args(words)
+
+    from stages.errors import ConfigError
+    from stages.recipe import as_yaml, load_recipe, recipe_parser
+
+    if options.help:
+        print(parser.format_help())
+        print(recipe_parser().format_help())
+        return
+    path = getattr(options, "recipe", None) or options.config
+    if path is None:
+        raise ConfigError(f"name a recipe: triptych {command} {'RECIPE' if command == 'run' else '--config RECIPE'}")
+    copies = {}
+    for pair in options.data:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--data is '{pair}'; it must be NAME=FILE, such as Anthropic/hh-rlhf=hh.jsonl.gz")
+        copies[name] = file
+    recipe = load_recipe(path, overrides, copies)
+    if options.print_config:
+        print(as_yaml(recipe), end="")
+        return
+
+    from stages.pipeline import Selection, run_pipeline
+
+    stage = STAGE_COMMANDS.get(command)
+    names = {name.replace("_", "-"): name for name in STAGE_COMMANDS.values()}
+    first, only = (
+        names.get(name, name) if name else None
+        for name in (getattr(options, "first", None), getattr(options, "only", None))
+    )
+    run_pipeline(recipe, options.root, Selection(first, stage or only, options.force), options.dry_run)
+
+
+def look_into_store(command: str, words: Sequence[str]) -> None:
+    """`log NAME` and `verify [NAME]`."""
+    parser = argparse.ArgumentParser(prog=f"triptych {command}", allow_abbrev=False)
+    parser.add_argument("name", nargs=None if command == "log" else "?", help="a name such as quickstart/ppo, or a key")
+    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT)
+    parser.add_argument("--verbose", action="store_true", help="with every metric and the resolved config")
+    options = parser.parse_args(words)
+
+    from checkpoint_store import CheckpointStore, format_lineage
+
+    store = CheckpointStore(options.root / "store")
+    if command == "log":
+        print(format_lineage(store, options.name, options.verbose), end="")
+        return
+    for key in [store.resolve(options.name)] if options.name else store.keys():
+        store.verify(key)
+        print(f"{key} {store.manifest(key).name}: every file as it was published")
+
+
+def stage_script(stage: str) -> NoReturn:
+    """What scripts/STAGE.py calls."""
+    sys.exit(main([stage, *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

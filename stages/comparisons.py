@@ -1,0 +1,128 @@
+"""Step 2a, collecting comparisons (InstructGPT 3.1): K answers of the SFT model to each prompt, ranked by a labeler.
+
+Here the labeler is code, with the noise people have; people's own rankings enter as `reward_model.data` and need no
+such step.
+Answers that never ended are left out: what they would have become, nobody can rank.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import torch
+from tqdm import tqdm
+
+from data_schema import Comparison, Prompt, load_all, write_records
+from policy.encoding import decode_responses, encode_prompts
+from policy.language_model import LanguageModel, choose_device, load_language_model
+from policy.rollout import collect_rollout
+from stages.configs import ComparisonsConfig
+from stages.errors import ConfigError
+from stages.job import Job, StageResult, data_account
+from stages.judging import Judge, load_judge
+
+CHUNK = 1024  # prompts answered between two looks at the progress bar
+TRAIN_FILE, HELD_OUT_FILE = "train.jsonl.gz", "held_out.jsonl.gz"
+
+
+def run(config: ComparisonsConfig, job: Job) -> StageResult:
+    """Sample, label, write: the output is comparisons in files of our own format."""
+    device = choose_device(config.device)
+    labeler = load_judge(config.labeler, "comparisons.labeler")
+    language_model = load_language_model(job.parents["sft"], device)
+    prompts = load_all(config.prompts, Prompt, job.seed)
+    if config.held_out_prompts >= len(prompts):
+        raise ConfigError(
+            f"comparisons.held_out_prompts is {config.held_out_prompts}, but there are {len(prompts)} prompts in all"
+        )
+    sampling_rng = torch.Generator(device).manual_seed(job.seed)
+    labeler_rng = random.Random(f"labeler {job.seed}")
+    first_held_out = len(prompts) - config.held_out_prompts
+
+    kept: list[Comparison] = []
+    n_train, n_pairs = 0, 0
+    dropped: Counter[str] = Counter()
+    with tqdm(total=len(prompts), desc="comparisons", unit="prompt") as bar:
+        for start in range(0, len(prompts), CHUNK):
+            batch = [prompts[i] for i in range(start, min(start + CHUNK, len(prompts)))]
+            answers = sample_answers(batch, language_model, config, sampling_rng)
+            for offset, (prompt, drawn) in enumerate(zip(batch, answers, strict=True)):
+                training = start + offset < first_held_out
+                noise = config.label_noise if training else 0.0
+                comparison = rank_answers(prompt, drawn, labeler, config, noise, labeler_rng)
+                if isinstance(comparison, str):
+                    dropped[comparison] += 1
+                else:
+                    kept.append(comparison)
+                    n_train += training
+                    n_pairs += sum(a != b for i, a in enumerate(comparison.ranks) for b in comparison.ranks[i + 1 :])
+            bar.update(len(batch))
+    if n_train == 0:
+        raise ConfigError(
+            f"comparisons: no prompt gave two answers that differ ({dict(dropped)}); raise sampling.max_new_tokens"
+        )
+
+    job.output.mkdir(parents=True)
+    write_records(job.output / TRAIN_FILE, kept[:n_train])
+    if n_train < len(kept):
+        write_records(job.output / HELD_OUT_FILE, kept[n_train:])
+    metrics = {"comparisons": n_train, "held_out": len(kept) - n_train, "pairs": n_pairs, "dropped": dict(dropped)}
+    return StageResult(metrics, {"prompts": data_account(prompts)})
+
+
+def sample_answers(
+    prompts: list[Prompt], language_model: LanguageModel, config: ComparisonsConfig, rng: torch.Generator
+) -> list[list[str]]:
+    """For each prompt its answers that ended, each text once, in the order drawn."""
+    model, tokenizer = language_model
+    ids = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
+    k = config.answers_per_prompt
+    rollout = collect_rollout(
+        model,
+        [prompt for prompt in ids for _ in range(k)],
+        max_new_tokens=config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        batch_size=config.sampling.batch_size,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+        rng=rng,
+    )
+    texts = decode_responses(tokenizer, rollout.responses, rollout.lengths)
+    ended = rollout.ended.tolist()
+    return [
+        list(dict.fromkeys(texts[i] for i in range(row * k, (row + 1) * k) if ended[i] and texts[i]))
+        for row in range(len(prompts))
+    ]
+
+
+def rank_answers(
+    prompt: Prompt, answers: list[str], labeler: Judge, config: ComparisonsConfig, noise: float, rng: random.Random
+) -> Comparison | str:
+    """A comparison, or why there is none. Rank 1 is best; gold scores within the tie margin of a group's best share
+    its rank."""
+    if len(answers) < 2:
+        return "fewer than two answers that differ"
+    gold = {answer: labeler(prompt.meta, answer, True)["gold"] for answer in answers}
+    groups: list[list[str]] = []
+    for answer in sorted(answers, key=gold.__getitem__, reverse=True):
+        if groups and gold[groups[-1][0]] - gold[answer] < config.tie_margin:
+            groups[-1].append(answer)
+        else:
+            groups.append([answer])
+    if len(groups) < 2:
+        return "all answers tie"
+    for place in range(len(groups) - 1):
+        if rng.random() < noise:
+            groups[place], groups[place + 1] = groups[place + 1], groups[place]
+    ranks = {answer: rank for rank, group in enumerate(groups, start=1) for answer in group}
+    return Comparison(
+        id=prompt.id,
+        source=prompt.source,
+        prompt=prompt.prompt,
+        responses=tuple(answers),
+        ranks=tuple(ranks[answer] for answer in answers),
+        labeler=config.labeler,
+        group=prompt.group,
+        meta={**prompt.meta, "gold": [gold[answer] for answer in answers]},
+    )

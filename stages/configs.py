@@ -1,0 +1,259 @@
+"""What a recipe says: one frozen dataclass per stage, and `Recipe` for the whole chain.
+
+They stand apart from the stages so that reading a recipe needs no torch: `--help`, `--dry-run` and a pipeline that has
+nothing left to do answer at once. A config that cannot be right cannot be built: each checks its ranges at birth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_schema.sources import Source
+from stages.errors import ConfigError
+from stages.settings import (
+    COUNT,
+    INFINITY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    LoraConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    check_bounds,
+)
+
+Device = Literal["auto", "cpu", "cuda"]
+JudgePath = str  # "module:function" taking (meta, response, finished) and returning {"gold": ..., other parts ...}
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Stage 1, supervised instruction tuning: next-token loss on the response tokens of demonstrations (InstructGPT
+    3.5, C.1)."""
+
+    section = "sft"
+    data: list[Source]
+    """Demonstrations."""
+    base_model: str
+    """Directory or hub name of a pretrained causal language model."""
+    template: str = "plain"
+    """How messages become text: a name of data_schema.templates, or "tokenizer" for the tokenizer's own."""
+    pad_token: str | None = None
+    """The tokenizer's padding token, if it has none or if that is its EOS; added to the vocabulary when it is new."""
+    held_out: float = 0.02
+    """Share of the demonstrations kept back to measure the loss on."""
+    epochs: float = 1.0
+    batch_size: int = 32
+    """Demonstrations per optimiser step."""
+    micro_batch_size: int = 0
+    """Demonstrations per forward pass; 0: all of a batch at once. Changes memory, not the gradient."""
+    max_length: int = 1024
+    """Tokens of a demonstration; longer ones are dropped and counted, never cut in silence."""
+    packing: bool = False
+    """Fill rows of max_length with several demonstrations, each attending to itself alone; batch_size then counts
+    rows."""
+    residual_dropout: float = 0.0
+    """Dropout on what attention and MLP add to the residual stream (InstructGPT: 0.2)."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(self, held_out=(0, 0.9), epochs=POSITIVE, batch_size=COUNT, micro_batch_size=NOT_NEGATIVE)
+        check_bounds(self, max_length=(8, INFINITY), residual_dropout=(0, 0.9))
+
+
+@dataclass(frozen=True)
+class ComparisonsConfig:
+    """Step 2a, collecting comparisons: K answers of the SFT model to each prompt, ranked by a labeler given as code.
+
+    With people's comparisons at hand a recipe leaves this out and gives `reward_model.data`.
+    """
+
+    section = "comparisons"
+    prompts: list[Source]
+    labeler: JudgePath
+    """"module:function"; its "gold" ranks the answers."""
+    answers_per_prompt: int = 4
+    label_noise: float = 0.0
+    """Chance that the preference between two neighbours in rank is turned round, as people's are."""
+    tie_margin: float = 0.0
+    """Gold scores closer than this are a tie."""
+    held_out_prompts: int = 0
+    """The last so many prompts become the held-out comparisons; their labels have no noise."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(self, answers_per_prompt=(2, 9), label_noise=(0, 0.5), tie_margin=NOT_NEGATIVE)
+        check_bounds(self, held_out_prompts=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Stage 2, the reward model: a scalar head on the SFT model, trained on all pairs of each ranking (InstructGPT
+    3.5 eq. 1, C.2)."""
+
+    section = "reward_model"
+    data: list[Source] = field(default_factory=list)
+    """Comparisons; empty: those the `comparisons` step collected."""
+    demonstrations: list[Source] = field(default_factory=list)
+    """On these the mean reward is made 0; empty: the SFT stage's data."""
+    normalise_on: Literal["demonstrations", "policy_samples"] = "demonstrations"
+    """demonstrations: bias only (InstructGPT); policy_samples: mean 0 and deviation 1 on the SFT model's own answers
+    (lm-human-preferences), taken from the comparisons."""
+    normalise_rows: int = 1000
+    """At most so many demonstrations or answers are scored for it."""
+    sft: str | None = None
+    """Start from this checkpoint or model directory; null: this pipeline's SFT model."""
+    held_out: float = 0.1
+    """Share of the prompts kept back to measure pair accuracy on, where the comparisons bring no held-out part."""
+    epochs: float = 1.0
+    batch_prompts: int = 64
+    """Prompts per optimiser step; every answer and pair of a prompt stays in one step."""
+    micro_batch_prompts: int = 0
+    """Prompts per forward pass; 0: all at once."""
+    max_length: int = 1024
+    """Tokens of prompt and answer together; a comparison with a longer one is dropped and counted."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=9e-6))
+    lora: LoraConfig | None = None
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(self, normalise_rows=(2, INFINITY), held_out=(0, 0.9), epochs=POSITIVE, batch_prompts=COUNT)
+        check_bounds(self, micro_batch_prompts=NOT_NEGATIVE, max_length=(8, INFINITY))
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """Stage 3, PPO against the reward model, with a KL penalty to the SFT model and pretraining text mixed in
+    (InstructGPT 3.5 eq. 2, C.4)."""
+
+    section = "ppo"
+    prompts: list[Source]
+    sft: str | None = None
+    """Policy to start from and reference of the KL; null: this pipeline's SFT model."""
+    reward_model: str | None = None
+    """null: this pipeline's reward model."""
+    iterations: int = 100
+    """Rollout and update so often."""
+    rollout_batch: int = 512
+    """Episodes per iteration."""
+    minibatches: int = 8
+    """Optimiser steps per pass over an iteration's episodes."""
+    inner_epochs: int = 1
+    """Passes over an iteration's episodes (InstructGPT: 1 x 8 minibatches; summarize_from_feedback: 4 x 1)."""
+    micro_batch: int = 0
+    """Episodes per forward pass; 0: a whole minibatch. Changes memory, not the gradient."""
+    max_prompt_length: int = 512
+    """Prompts with more tokens are dropped and counted."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    kl_coef: float = 0.02
+    """Weight of the per-token KL penalty in the reward."""
+    kl_target: float | None = None
+    """Adapt kl_coef towards this KL per episode, in nats (lm-human-preferences); null: fixed."""
+    kl_horizon: int = 10_000
+    """Episodes over which the adaptive coefficient moves."""
+    score_without_eos: float = -1.0
+    """The score of an answer that never ended."""
+    whiten_rewards: bool = False
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    value_clip_range: float | None = 0.2
+    ema_decay: float | None = None
+    """Publish a moving average of the policy's weights (InstructGPT: 0.992); null: the last weights."""
+    pretraining_data: list[Source] = field(default_factory=list)
+    """Plain text for PPO-ptx; empty: none."""
+    pretraining_coef: float = 0.0
+    """Weight of the pretraining loss (InstructGPT: 27.8)."""
+    pretraining_rows: int = 16
+    """Rows of pretraining text per minibatch."""
+    pretraining_length: int = 128
+    """Tokens of such a row."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(schedule="constant", warmup_steps=10, eps=1e-5)
+    )
+    """The policy's; steps count iterations."""
+    value_optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=9e-6, schedule="constant", warmup_steps=10, eps=1e-5)
+    )
+    lora: LoraConfig | None = None
+    monitor: JudgePath | None = None
+    """A judge whose scores of each rollout are logged beside the reward. It is watched, never trained on."""
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            self, iterations=COUNT, rollout_batch=COUNT, minibatches=COUNT, inner_epochs=COUNT, micro_batch=NOT_NEGATIVE
+        )
+        check_bounds(
+            self, max_prompt_length=COUNT, kl_coef=NOT_NEGATIVE, kl_target=POSITIVE, kl_horizon=COUNT, gamma=SHARE
+        )
+        check_bounds(self, gae_lambda=SHARE, clip_range=POSITIVE, value_clip_range=POSITIVE)
+        check_bounds(
+            self,
+            ema_decay=SHARE,
+            pretraining_coef=NOT_NEGATIVE,
+            pretraining_rows=COUNT,
+            pretraining_length=(8, INFINITY),
+        )
+        if self.rollout_batch % self.minibatches:
+            raise ConfigError(
+                f"ppo.rollout_batch is {self.rollout_batch}; "
+                f"it must be a multiple of ppo.minibatches ({self.minibatches})"
+            )
+        if self.pretraining_coef > 0 and not self.pretraining_data:
+            raise ConfigError("ppo.pretraining_coef is set, so ppo.pretraining_data must name plain text")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """SFT against PPO on prompts that no stage has seen: scores, length, KL, and the win rate with its interval."""
+
+    section = "evaluate"
+    prompts: list[Source]
+    n_prompts: int = 500
+    """Answer the first so many."""
+    judge: JudgePath | None = None
+    """Decides who wins; null: the reward model does, which is the very thing PPO pushed up, and the report says so."""
+    max_prompt_length: int = 512
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        check_bounds(self, n_prompts=(2, INFINITY), max_prompt_length=COUNT)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where curves are looked at. The record itself is always metrics.jsonl in a stage's run directory."""
+
+    section = "tracking"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an account, else offline."""
+    project: str = "triptych"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A base model's way through SFT, reward model, PPO and evaluation."""
+
+    section = "recipe"
+    name: str
+    sft: SftConfig
+    reward_model: RewardModelConfig
+    ppo: PpoConfig
+    evaluate: EvaluateConfig
+    comparisons: ComparisonsConfig | None = None
+    """Present: comparisons are sampled from the SFT model and labelled by code."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, seed=NOT_NEGATIVE)
+        if self.comparisons is None and not self.reward_model.data:
+            raise ConfigError("reward_model.data is empty and there is no comparisons step; give one of them")
+        if not self.name or "/" in self.name:
+            raise ConfigError(f"name is {self.name!r}; it must be a word without '/', as it names a folder")

@@ -1,0 +1,173 @@
+"""Evaluation: the SFT model and the PPO policy answer the same prompts, which no stage has trained on (InstructGPT
+3.6).
+
+Wins are counted by the judge where there is one. Without, the reward model decides, and since PPO pushed up that very
+number its
+win rate says only how far PPO got on the proxy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from data_schema import Prompt, Records, dedup_prompts, load_all
+from policy.encoding import decode_responses, encode_prompts
+from policy.language_model import LanguageModel, choose_device, load_language_model
+from policy.rollout import Rollout, collect_rollout, response_logprobs
+from reward.scalar_model import load_scalar_model, response_scores
+from stages.configs import EvaluateConfig
+from stages.errors import ConfigError
+from stages.job import Job, StageResult, data_account, prompt_hash, read_seen_prompts
+from stages.judging import load_judge
+from stages.statistics import win_rate
+
+logger = logging.getLogger("triptych.evaluate")
+RESULT_FILE, SAMPLES_FILE = "evaluation.json", "samples.jsonl"
+
+
+class Answers(NamedTuple):
+    """One model's answers to the evaluation prompts, graded. Every list has one entry per prompt."""
+
+    texts: list[str]
+    lengths: list[int]  # tokens, EOS included
+    ended: list[bool]
+    rewards: list[float]  # by the reward model
+    kl: list[float]  # nats from the SFT model, k1 summed over the answer
+    grades: list[dict[str, float]]  # by the judge; empty dicts without one
+
+
+def run(config: EvaluateConfig, job: Job) -> StageResult:
+    """Compare `sft` and `ppo`; the output is evaluation.json and samples.jsonl."""
+    device = choose_device(config.device)
+    prompts, ids, data = unseen_prompts(config, job)
+    reference = load_language_model(job.parents["sft"], device)
+    answers = {
+        "sft": answer(reference, reference, prompts, ids, config, job),
+        "ppo": answer(load_language_model(job.parents["ppo"], device), reference, prompts, ids, config, job),
+    }
+    result: dict[str, dict[str, float]] = {name: summarise(model) for name, model in answers.items()}
+    decided_by = "gold" if config.judge else "reward"
+    result["ppo"] |= compare(decisive(answers["ppo"], decided_by), decisive(answers["sft"], decided_by))
+
+    job.output.mkdir(parents=True)
+    account = {"decided_by": "judge" if config.judge else "reward model", "n_prompts": len(prompts), "models": result}
+    (job.output / RESULT_FILE).write_text(json.dumps(account, indent=1) + "\n")
+    rows = [
+        {
+            "prompt": prompt.prompt[-1].content,
+            **{
+                name: {"response": model.texts[i], "reward": model.rewards[i], **model.grades[i]}
+                for name, model in answers.items()
+            },
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+    (job.output / SAMPLES_FILE).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    for name, numbers in result.items():
+        job.tracker.log({f"evaluate/{name}/{key}": value for key, value in numbers.items()}, step=1)
+    shown = [[row["prompt"], row["sft"]["response"], row["ppo"]["response"]] for row in rows[:20]]
+    job.tracker.table("evaluation", ["prompt", "sft", "ppo"], shown, step=1)
+    return StageResult({"models": result, "decided_by": account["decided_by"]}, data)
+
+
+def unseen_prompts(config: EvaluateConfig, job: Job) -> tuple[list[Prompt], list[list[int]], dict[str, Any]]:
+    """The first n_prompts that no parent was trained on and that are short enough -> (prompts, ids, account)."""
+    tokenizer = load_language_model(job.parents["sft"], torch.device("cpu")).tokenizer
+    records: Records[Prompt] = dedup_prompts(load_all(config.prompts, Prompt, job.seed))
+    seen = read_seen_prompts(job.parents.values())
+    fresh = [record for record in records if prompt_hash(record) not in seen]
+    leaked = len(records) - len(fresh)
+    if leaked:
+        logger.warning("evaluate: %d of %d prompts were trained on and are left out", leaked, len(records))
+    encoded = encode_prompts(tokenizer, [record.prompt for record in fresh])
+    kept = [(record, row) for record, row in zip(fresh, encoded, strict=True) if len(row) <= config.max_prompt_length]
+    too_long = len(fresh) - len(kept)
+    if len(kept) < 2:
+        raise ConfigError(
+            f"evaluate.prompts: {len(kept)} of {len(records)} prompts are left ({leaked} were trained on, "
+            f"{too_long} are longer than {config.max_prompt_length} tokens); name prompts that no stage uses"
+        )
+    kept = kept[: config.n_prompts]
+    account = data_account(records, trained_on=leaked, too_long=too_long)
+    return [record for record, _ in kept], [row for _, row in kept], {"prompts": {**account, "used": len(kept)}}
+
+
+@torch.no_grad()
+def answer(
+    model: LanguageModel,
+    reference: LanguageModel,
+    prompts: Sequence[Prompt],
+    ids: Sequence[Sequence[int]],
+    config: EvaluateConfig,
+    job: Job,
+) -> Answers:
+    """Sample one answer to each prompt, and measure it."""
+    judge = load_judge(config.judge, "evaluate.judge") if config.judge else None
+    policy, tokenizer = model
+    policy.eval()
+    reference.model.eval()
+    reward_model = load_scalar_model(job.parents["reward_model"], policy.device).eval()
+    rng = torch.Generator(policy.device).manual_seed(job.seed)
+    graded = Answers([], [], [], [], [], [])
+    size = config.sampling.batch_size
+    for start in tqdm(range(0, len(ids), size), desc="evaluate", unit="batch"):
+        rollout = collect_rollout(
+            policy,
+            ids[start : start + size],
+            max_new_tokens=config.sampling.max_new_tokens,
+            temperature=config.sampling.temperature,
+            batch_size=size,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            rng=rng,
+        )
+        texts = decode_responses(tokenizer, rollout.responses, rollout.lengths)
+        graded.texts.extend(texts)
+        graded.lengths.extend(rollout.lengths.tolist())
+        graded.ended.extend(rollout.ended.tolist())
+        graded.rewards.extend(response_scores(reward_model, rollout).tolist())
+        graded.kl.extend(sequence_kl(model, reference, rollout, config.sampling.temperature))
+        batch = prompts[start : start + size]
+        for prompt, text, end in zip(batch, texts, rollout.ended.tolist(), strict=True):
+            graded.grades.append(judge(prompt.meta, text, end) if judge else {})
+    return graded
+
+
+def sequence_kl(model: LanguageModel, reference: LanguageModel, rollout: Rollout, temperature: float) -> list[float]:
+    """log pi(y|x) - log pi_SFT(y|x) of each sampled answer, in nats: its mean estimates the KL."""
+    own = response_logprobs(model.model, rollout, temperature).logprobs
+    base = response_logprobs(reference.model, rollout, temperature).logprobs
+    kl: list[float] = (own - base).sum(1).tolist()
+    return kl
+
+
+def summarise(answers: Answers) -> dict[str, float]:
+    """Means over prompts; each part of the judge's grade as <part>_mean."""
+    n = len(answers.texts)
+    means = {f"{part}_mean": sum(grade[part] for grade in answers.grades) / n for part in answers.grades[0]}
+    return {
+        **means,
+        "reward_mean": sum(answers.rewards) / n,
+        "length_mean": sum(answers.lengths) / n,
+        "eos_rate": sum(answers.ended) / n,
+        "kl": sum(answers.kl) / n,
+    }
+
+
+def decisive(answers: Answers, by: str) -> list[float]:
+    """The number that decides who wins a prompt."""
+    return answers.rewards if by == "reward" else [grade["gold"] for grade in answers.grades]
+
+
+def compare(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Win rate with its 95 % interval (Wilson); equal numbers are half a win."""
+    wins = sum(a > b for a, b in zip(ours, theirs, strict=True))
+    ties = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    rate = win_rate(wins, ties, len(ours) - wins - ties)
+    return {"win_rate": rate.rate, "win_rate_low": rate.wilson.low, "win_rate_high": rate.wilson.high}

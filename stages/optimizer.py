@@ -1,0 +1,31 @@
+"""Optimiser and learning-rate schedule from a recipe's settings, the same way for every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from policy.schedules import cosine_to_fraction, linear_to_zero, warmup_from_fraction
+from stages.settings import OptimizerConfig
+
+
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, total_steps: int
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """AdamW over the parameters that train; the schedule's steps are whatever the caller steps it by."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+    )
+
+    def multiplier(step: int) -> float:
+        warmup = warmup_from_fraction(step, config.warmup_steps)
+        if config.schedule == "cosine":
+            return warmup * cosine_to_fraction(step, total_steps, config.final_fraction)
+        if config.schedule == "linear":
+            return warmup * linear_to_zero(step, total_steps)
+        return warmup
+
+    return optimizer, LambdaLR(optimizer, multiplier)

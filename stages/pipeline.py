@@ -1,0 +1,168 @@
+"""The runner: does the stages of a recipe in order, skips what is published, stops at the first failure.
+
+ROOT/store/        checkpoints and names (checkpoint_store)
+ROOT/runs/KEY/     a stage's run directory: metrics.jsonl, samples, wandb
+ROOT/pipelines/RECIPE/summary.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from checkpoint_store import CheckpointStore, Manifest, code_state
+from stages.configs import Recipe
+from stages.errors import ConfigError
+from stages.job import Job, StageResult
+from stages.plan import VERSIONS, StagePlan, plain, plan_pipeline
+from stages.report import print_plan, print_summary
+from stages.tracking import Tracker
+
+logger = logging.getLogger("triptych")
+
+
+class Selection(NamedTuple):
+    """Which stages a call is about."""
+
+    first: str | None = None  # begin here; what comes before must be published
+    only: str | None = None  # this one alone; what it needs must be published
+    force: bool = False  # redo the selected stages even if they are published
+
+    def covers(self, stage: str, stages: Sequence[str]) -> bool:
+        for named in filter(None, (self.first, self.only)):
+            if named not in stages:
+                raise ConfigError(f"this pipeline has no stage '{named}'; it has: {', '.join(stages)}")
+        if self.only:
+            return stage == self.only
+        return self.first is None or stages.index(stage) >= stages.index(self.first)
+
+
+EVERYTHING = Selection()
+
+
+def run_pipeline(
+    recipe: Recipe, root: Path, selection: Selection = EVERYTHING, dry_run: bool = False
+) -> dict[str, Any]:
+    """Do what must be done and return the summary, which also stands in summary.json.
+
+    Raises what a stage raises; stages that had finished stay published, and the next call goes on from there.
+    """
+    store = CheckpointStore(root / "store")
+    plans = plan_pipeline(recipe, store)
+    stages = [plan.stage for plan in plans]
+    to_run = {p.stage for p in plans if selection.covers(p.stage, stages) and (selection.force or not p.exists)}
+    if dry_run:
+        print_plan(recipe, plans, to_run, selection)
+        return {}
+    done: dict[str, dict[str, Any]] = {}
+    for number, plan in enumerate(plans, start=1):
+        if plan.stage in to_run:
+            check_parents(plan, store)
+            print(f"[{number}/{len(plans)}] {plan.stage} ({plan.reason})", flush=True)
+            manifest = run_stage(plan, recipe, store, root)
+        elif store.exists(plan.key):
+            manifest = store.manifest(plan.key)
+            store.name(f"{recipe.name}/{plan.stage}", plan.key)
+        else:
+            continue  # not selected and not there: nothing to tell of it
+        done[plan.stage] = {
+            "checkpoint": f"{recipe.name}/{plan.stage}",
+            "key": plan.key,
+            "seconds": manifest.metrics["seconds"],
+            "skipped": plan.stage not in to_run,
+        }
+    summary = summarise(recipe, done, store)
+    folder = root / "pipelines" / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".summary-{os.getpid()}.json"
+    temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    temporary.replace(folder / "summary.json")
+    print_summary(summary, root)
+    return summary
+
+
+def check_parents(plan: StagePlan, store: CheckpointStore) -> None:
+    """Raise ConfigError where a stage would start without what it reads."""
+    for role, key in plan.parents.items():
+        if not store.exists(key):
+            raise ConfigError(
+                f"{plan.stage} needs the {role} checkpoint of this recipe, which is not in {store.root}; run the whole "
+                f"pipeline, or that stage first: triptych {role.replace('_', '-')} --config RECIPE"
+            )
+
+
+def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Path) -> Manifest:
+    """Run one stage in its run directory and publish what it made."""
+    quiet_libraries()
+    directory = root / "runs" / plan.key
+    shutil.rmtree(directory / "output", ignore_errors=True)  # what an interrupted try left
+    parents = {role: store.path(key) for role, key in plan.parents.items()} | dict(plan.outside)
+    started = time.monotonic()
+    with Tracker(
+        directory,
+        project=recipe.tracking.project,
+        group=recipe.name,
+        job_type=plan.stage,
+        run_id=f"{recipe.name}-{plan.stage}-{plan.key[:8]}",
+        config={**plain(plan.config), "seed": recipe.seed, "key": plan.key},
+        wandb_mode=recipe.tracking.wandb,
+    ) as tracker:
+        module = importlib.import_module(f"stages.{plan.stage}")  # torch comes in here, not before
+        result: StageResult = module.run(plan.config, Job(directory, parents, tracker, recipe.seed))
+        metrics = {**result.metrics, "seconds": round(time.monotonic() - started, 2)}
+        if store.exists(plan.key):  # --force: the old one stays until the new one is done
+            store.remove(plan.key)
+        manifest = store.publish(
+            directory / "output",
+            stage=plan.stage,
+            name=f"{recipe.name}/{plan.stage}",
+            key=plan.key,
+            config=plain(plan.config),
+            parents=plan.parents,
+            data=merged_accounts(plan.data, result.data),
+            code_version={"stage": f"{plan.stage}/{VERSIONS[plan.stage]}", **code_state(Path(__file__).parent.parent)},
+            seed=recipe.seed,
+            metrics=metrics,
+        )
+        tracker.summary({name: value for name, value in metrics.items() if isinstance(value, int | float)})
+    shutil.rmtree(directory / "output")
+    shutil.rmtree(directory / "trainer", ignore_errors=True)
+    return manifest
+
+
+def merged_accounts(planned: Mapping[str, Any], counted: Mapping[str, Any]) -> dict[str, Any]:
+    """What was named before the run, with what was counted in it."""
+    roles = dict.fromkeys([*planned, *counted])
+    return {role: {**planned.get(role, {}), **counted.get(role, {})} for role in roles}
+
+
+def summarise(recipe: Recipe, done: Mapping[str, Mapping[str, Any]], store: CheckpointStore) -> dict[str, Any]:
+    """The summary of all stages that are published: what ran, how the models compare, how good the reward model is."""
+    summary: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, "stages": dict(done)}
+    if "evaluate" in done:
+        metrics = store.manifest(done["evaluate"]["key"]).metrics
+        summary["evaluation"], summary["decided_by"] = metrics["models"], metrics["decided_by"]
+    if "reward_model" in done:
+        metrics = store.manifest(done["reward_model"]["key"]).metrics
+        names = ("pair_accuracy", "pair_accuracy_low", "pair_accuracy_high", "longer_wins_accuracy", "n")
+        summary["reward_model"] = {name: metrics[name] for name in names if name in metrics}
+    return summary
+
+
+def quiet_libraries() -> None:
+    """Keep the screen for progress and for what a user can act on."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -1,0 +1,166 @@
+"""What a pipeline would do: which stages, from what, under which keys, and why each must run or need not.
+
+A stage's key is a digest of all that decides its result, so everything here is known before anything runs. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from checkpoint_store import CheckpointStore, StoreError, stage_key
+from data_schema import Source, fingerprint
+from stages.configs import Recipe
+from stages.errors import ConfigError
+
+# stage -> the stages whose checkpoints it reads, in the order of the chain
+PARENTS = {
+    "sft": (),
+    "comparisons": ("sft",),
+    "reward_model": ("sft", "comparisons"),
+    "ppo": ("sft", "reward_model"),
+    "evaluate": ("sft", "reward_model", "ppo"),
+}
+STAGES = tuple(PARENTS)
+# Raised when the same config would give another result; part of the key.
+VERSIONS = {"sft": 1, "comparisons": 1, "reward_model": 1, "ppo": 1, "evaluate": 1}
+# Where the work is done and in which pieces: no part of what the result is.
+IMMATERIAL = ("device", "micro_batch", "micro_batch_size", "micro_batch_prompts")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    stage: str
+    config: Any  # with what was left open filled in
+    key: str
+    parents: Mapping[str, str]  # role -> key in the store
+    outside: Mapping[str, Path]  # role -> model directory that is not in the store
+    data: Mapping[str, Any]  # role -> source and fingerprint
+    exists: bool
+    reason: str  # why it would run, or "published"
+
+
+def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
+    """Plans of all stages of the recipe, in order. Raises DataError or ConfigError for data or models that are not
+    there."""
+    plans: dict[str, StagePlan] = {}
+    for stage in STAGES:
+        config = getattr(recipe, stage)
+        if config is None or (stage == "comparisons" and recipe.reward_model.data):
+            continue
+        if stage == "reward_model" and not config.demonstrations:
+            config = replace(config, demonstrations=recipe.sft.data)
+        parents, outside = _parents(stage, config, plans, store)
+        data = _data(config, recipe.seed)
+        for role, path in outside.items():
+            data[role] = {"source": str(path), "fingerprint": model_fingerprint(str(path))}
+        material = plain(config)
+        for name in IMMATERIAL:
+            material.pop(name, None)
+        version = f"{stage}/{VERSIONS[stage]}"
+        key = stage_key(stage, {**material, "seed": recipe.seed}, parents, data, version)
+        exists = store.exists(key)
+        reason = "published" if exists else _why(f"{recipe.name}/{stage}", material, parents, data, recipe.seed, store)
+        plans[stage] = StagePlan(stage, config, key, parents, outside, data, exists, reason)
+    return list(plans.values())
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON-ready values."""
+    if is_dataclass(config) and not isinstance(config, type):
+        return {name: plain(value) for name, value in asdict(config).items()}
+    if isinstance(config, Mapping):
+        return {name: plain(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return config
+
+
+def _parents(
+    stage: str, config: Any, plans: Mapping[str, StagePlan], store: CheckpointStore
+) -> tuple[dict[str, str], dict[str, Path]]:
+    """-> (role -> key, role -> directory outside the store); the recipe may name another checkpoint for a role."""
+    parents: dict[str, str] = {}
+    outside: dict[str, Path] = {}
+    for role in PARENTS[stage]:
+        named = getattr(config, role, None)
+        if named is None:
+            if role in plans:
+                parents[role] = plans[role].key
+        elif Path(named).is_dir():
+            outside[role] = Path(named)
+        else:
+            try:
+                parents[role] = store.resolve(named)
+            except StoreError as error:
+                raise ConfigError(f"{stage}.{role} is '{named}', which is no directory, and: {error}") from error
+    return parents, outside
+
+
+def _data(config: Any, seed: int) -> dict[str, Any]:
+    """Every source a config names, with its fingerprint."""
+    data: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, list) and value and isinstance(value[0], Source):
+            data[name] = {
+                "source": ", ".join(source.path for source in value),
+                "fingerprint": [fingerprint(source, seed) for source in value],
+            }
+    if hasattr(config, "base_model"):
+        data["base_model"] = {"source": config.base_model, "fingerprint": model_fingerprint(config.base_model)}
+    return data
+
+
+def model_fingerprint(source: str) -> str:
+    """sha256 over a model directory's files; of a hub model its name and the revision in the local cache, if any."""
+    directory = Path(source)
+    if not directory.is_dir():
+        cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+        revision = cache / f"models--{source.replace('/', '--')}" / "refs" / "main"
+        return f"{source}@{revision.read_text().strip() if revision.is_file() else 'main'}"
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json"):
+        digest.update(path.relative_to(directory).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _why(
+    name: str,
+    config: Mapping[str, Any],
+    parents: Mapping[str, str],
+    data: Mapping[str, Any],
+    seed: int,
+    store: CheckpointStore,
+) -> str:
+    """What differs from the checkpoint that has the name now."""
+    try:
+        old = store.manifest(store.resolve(name))
+    except StoreError:
+        return "never run"
+    changes = []
+    if old.seed != seed:
+        changes.append(f"seed {old.seed} -> {seed}")
+    changes += [f"{key} {a!r} -> {b!r}" for key, a, b in _differences(old.config, config)]
+    changes += [f"another {role} checkpoint" for role, key in parents.items() if old.parents.get(role) != key]
+    changes += [
+        f"{role} changed"
+        for role, row in data.items()
+        if old.data.get(role, {}).get("fingerprint") != row["fingerprint"]
+    ]
+    return "; ".join(changes[:4]) + (" ..." if len(changes) > 4 else "") if changes else "the stage's code changed"
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new else [(prefix, old, new)]
+    found = []
+    for key in new:
+        if key not in IMMATERIAL:
+            found += _differences(old.get(key), new[key], f"{prefix}.{key}".lstrip("."))
+    return found

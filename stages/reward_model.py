@@ -1,0 +1,230 @@
+"""Stage 2, the reward model (InstructGPT 3.5 eq. 1, C.2), on Hugging Face's Trainer.
+
+All answers to a prompt are scored once and all their pairs make one batch element; each prompt weighs the same.
+Afterwards the
+scale is set: demonstrations score 0 on average (or the policy's own answers 0 with deviation 1), kept in the model's
+config.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
+
+from data_schema import Comparison, Demonstration, load_all, read_records
+from policy.encoding import encode, encode_answers
+from policy.language_model import add_lora, choose_device, disable_dropout, load_tokenizer, save_checkpoint
+from policy.rollout import Rollout
+from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
+from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_accuracy, pair_index, ranked_pairs
+from reward.scalar_model import from_language_model, response_scores, store_normalisation
+from reward.scoring import as_rollout, score_responses
+from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
+from stages.configs import RewardModelConfig
+from stages.errors import ConfigError
+from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
+from stages.optimizer import make_optimizer
+from stages.statistics import win_rate
+from stages.trainer import RecordCallback, count_steps, split_batch, trainer_arguments
+
+logger = logging.getLogger("triptych.reward_model")
+
+
+class Ranking(NamedTuple):
+    """A comparison as ids."""
+
+    prompt: list[int]
+    responses: list[list[int]]  # each with its EOS
+    ranks: tuple[int, ...]  # 1 = best, equal = tie
+
+
+def run(config: RewardModelConfig, job: Job) -> StageResult:
+    """Train a scalar head and body on rankings; the output opens with AutoModelForSequenceClassification."""
+    torch.manual_seed(job.seed)
+    device = choose_device(config.device)
+    tokenizer = load_tokenizer(job.parents["sft"])
+    train, held_out, data = load_rankings(config, job, tokenizer)
+
+    model: Any = from_language_model(job.parents["sft"], device, job.seed)
+    disable_dropout(model)
+    if config.lora:
+        model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
+    micro_batch, accumulate = split_batch("reward_model", config.batch_prompts, config.micro_batch_prompts)
+    steps = count_steps("reward_model", len(train), config.batch_prompts, config.epochs)
+    arguments = TrainingArguments(
+        **trainer_arguments(
+            job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
+        )
+    )
+    trainer = RankingTrainer(
+        model=RankingModule(model),
+        args=arguments,
+        train_dataset=train,
+        data_collator=RankingCollator(tokenizer.pad_token_id),
+        optimizers=make_optimizer(model.parameters(), config.optimizer, steps),
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(RecordCallback(job.tracker, "reward_model"))
+    trainer.train()
+
+    scorer: PreTrainedModel = model.merge_and_unload() if config.lora else model
+    scorer.eval()
+    normalisation, account = normalise(scorer, config, job, tokenizer, train)
+    store_normalisation(scorer, normalisation)
+    metrics = {"steps": steps, "reward_gain": normalisation.gain, "reward_bias": normalisation.bias}
+    metrics |= judge_pairs(scorer, held_out, tokenizer.pad_token_id)
+    job.tracker.log({f"reward_model/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step=steps)
+    save_checkpoint(scorer, tokenizer, job.output)
+    return StageResult(metrics, data | account)
+
+
+def load_rankings(
+    config: RewardModelConfig, job: Job, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Ranking], list[Ranking], dict[str, Any]]:
+    """-> (training rankings, held-out rankings, account of the data). A ranking without a preference teaches nothing
+    and is dropped."""
+    train: Sequence[Comparison]
+    held_out: Sequence[Comparison]
+    if config.data:
+        records = load_all(config.data, Comparison, job.seed)
+        train, held_out = keep_back(records, config.held_out, job.seed)
+        account = data_account(records)
+    else:
+        collected = job.parents["comparisons"]
+        train = list(read_records(collected / TRAIN_FILE, Comparison))
+        held_out_file = collected / HELD_OUT_FILE
+        held_out = list(read_records(held_out_file, Comparison)) if held_out_file.exists() else []
+        account = {"format": "records", "records": len(train) + len(held_out), "dropped": {}}
+    dropped = account["dropped"]
+    write_seen_prompts(job.output, train)
+    rankings = []
+    for part in (train, held_out):
+        kept = []
+        for comparison in part:
+            prompt, responses = encode_answers(tokenizer, comparison.prompt, comparison.responses)
+            if not ranked_pairs(comparison.ranks):
+                dropped["all answers tie"] = dropped.get("all answers tie", 0) + 1
+            elif len(prompt) + max(map(len, responses)) > config.max_length:
+                dropped["too long"] = dropped.get("too long", 0) + 1
+            else:
+                kept.append(Ranking(prompt, responses, comparison.ranks))
+        rankings.append(kept)
+    if dropped:
+        logger.warning(
+            "reward_model: dropped %s", ", ".join(f"{count} ({reason})" for reason, count in dropped.items())
+        )
+    return rankings[0], rankings[1], {"comparisons": account}
+
+
+class RankingModule(nn.Module):
+    """The scalar model behind a plain `forward`, so that the Trainer's wrappers see every pass."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **rollout: Tensor) -> Tensor:
+        """Tensors of a Rollout -> (answers,) raw scores."""
+        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return response_scores(bare, Rollout(**rollout), normalised=False)
+
+
+class RankingCollator:
+    """Rankings -> their answers laid end to end, and every pair among them."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rankings: Sequence[Ranking]) -> dict[str, Any]:
+        prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
+        responses = [response for ranking in rankings for response in ranking.responses]
+        rollout = as_rollout(prompts, responses, self.pad_id, torch.device("cpu"))
+        # Weights here sum to the number of prompts, and `compute_loss` divides by the prompts of the whole optimiser
+        # step:
+        # the Trainer counts labels, of which each prompt has one.
+        return {
+            **rollout._asdict(),
+            **pair_index([ranking.ranks for ranking in rankings], n_prompts=1)._asdict(),
+            "labels": torch.ones(len(rankings), dtype=torch.long),
+        }
+
+
+class RankingTrainer(Trainer):
+    """Hugging Face's Trainer with InstructGPT's ranking loss."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here, not by the Trainer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        pairs = PairIndex(*(inputs[name] for name in PairIndex._fields))
+        rewards = model(**{name: inputs[name] for name in Rollout._fields})
+        loss = kwise_ranking_loss(rewards, pairs) / num_items_in_batch
+        if self.state.global_step % self.args.logging_steps == 0:
+            accuracy = pair_accuracy(rewards.detach(), pairs).item()
+            margin = (rewards[pairs.winner] - rewards[pairs.loser]).mean().item()
+            self.log({"pair_accuracy": accuracy, "margin": margin})
+        return (loss, rewards) if return_outputs else loss
+
+
+def normalise(
+    model: PreTrainedModel,
+    config: RewardModelConfig,
+    job: Job,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Ranking],
+) -> tuple[RewardNormalisation, dict[str, Any]]:
+    """The scale on which PPO will see this model's scores, and an account of the data it was set on."""
+    n = config.normalise_rows
+    if config.normalise_on == "policy_samples":
+        rows = [(ranking.prompt, response) for ranking in train[:n] for response in ranking.responses][:n]
+        prompts, responses = zip(*rows, strict=True)
+        return from_reference_samples(
+            score_responses(model, prompts, responses, tokenizer.pad_token_id, normalised=False)
+        ), {}
+    records = load_all(config.demonstrations, Demonstration, job.seed)
+    encoded = encode(tokenizer, [records[i].messages for i in range(min(n, len(records)))])
+    pairs = [_last_answer(row.ids, row.is_response) for row in encoded if len(row.ids) <= config.max_length]
+    if not pairs:
+        raise ConfigError(f"reward_model.demonstrations: none is within max_length ({config.max_length} tokens)")
+    prompts, responses = zip(*pairs, strict=True)
+    scores = score_responses(model, prompts, responses, tokenizer.pad_token_id, normalised=False)
+    return from_demonstrations(scores), {"demonstrations": data_account(records)}
+
+
+def _last_answer(ids: list[int], is_response: list[bool]) -> tuple[list[int], list[int]]:
+    start = len(ids)
+    while start > 0 and is_response[start - 1]:
+        start -= 1
+    return ids[:start], ids[start:]
+
+
+def judge_pairs(model: PreTrainedModel, rankings: list[Ranking], pad_id: int) -> dict[str, Any]:
+    """Accuracy on held-out pairs with its 95 % interval, beside what "the longer answer wins" would reach."""
+    if not rankings:
+        return {"pair_accuracy": None, "n": 0}
+    prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
+    responses = [response for ranking in rankings for response in ranking.responses]
+    scores = score_responses(model, prompts, responses, pad_id)
+    pairs = pair_index([ranking.ranks for ranking in rankings])
+    lengths = torch.tensor([len(response) for response in responses])
+    longer = (lengths[pairs.winner] > lengths[pairs.loser]).double() + 0.5 * (
+        lengths[pairs.winner] == lengths[pairs.loser]
+    )
+    n = len(pairs.winner)
+    right = int((scores[pairs.winner] > scores[pairs.loser]).sum())
+    interval = win_rate(right, 0, n - right)
+    return {
+        "pair_accuracy": right / n,
+        "pair_accuracy_low": interval.wilson.low,
+        "pair_accuracy_high": interval.wilson.high,
+        "longer_wins_accuracy": longer.mean().item(),
+        "n": n,
+    }

@@ -1,0 +1,56 @@
+"""Numbers with their uncertainty, for reports."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class WinRate(NamedTuple):
+    rate: float  # wins plus half the ties, over all
+    standard_error: float  # sample standard deviation / sqrt(n); NaN for a single comparison
+    normal: Interval  # rate -+ z standard errors; may leave [0, 1] and has no width when all agree
+    wilson: Interval  # stays in [0, 1] and keeps a width; the one to report
+    n: int
+
+
+class Mean(NamedTuple):
+    mean: float
+    standard_error: float  # sample standard deviation / sqrt(n); NaN for a single value
+    n: int
+
+
+def win_rate(wins: int, ties: int, losses: int, z: float = Z_95) -> WinRate:
+    """Win rate of a policy against a baseline on the same prompts; a tie is half a win."""
+    n = wins + ties + losses
+    if n == 0 or min(wins, ties, losses) < 0:
+        raise ValueError(f"{wins} wins, {ties} ties, {losses} losses: one or more are needed, none negative.")
+    rate = (wins + 0.5 * ties) / n
+    squares = wins * (1 - rate) ** 2 + ties * (0.5 - rate) ** 2 + losses * rate**2
+    standard_error = math.sqrt(squares / (n - 1) / n) if n > 1 else math.nan
+    center = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half_width = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return WinRate(
+        rate,
+        standard_error,
+        Interval(rate - z * standard_error, rate + z * standard_error),
+        Interval(center - half_width, center + half_width),
+        n,
+    )
+
+
+def mean_with_standard_error(values: Sequence[float]) -> Mean:
+    """Mean of independent values (one per prompt, or one per seed) and how far it may be off."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("there is no value to take the mean of.")
+    standard_error = float(array.std(ddof=1)) / math.sqrt(array.size) if array.size > 1 else math.nan
+    return Mean(float(array.mean()), standard_error, array.size)

@@ -1,0 +1,281 @@
+"""Curves of one stage run: metrics.jsonl is the record, wandb is the window on it.
+
+Every line of the record is flushed, so it survives a kill; wandb offline keeps only whole blocks of 32 KiB, so after a
+crash what it lost is replayed from the record. Nothing that goes wrong in wandb stops a stage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import netrc
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    import wandb
+
+WandbMode = Literal["auto", "offline", "online", "disabled"]
+
+RECORD = "metrics.jsonl"
+TABLES = "tables.json"  # the tables of this run: [[key, columns], ...]
+INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # how long a stage waits for an unreachable wandb server
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no numbers for these
+
+log = logging.getLogger("triptych.tracking")
+
+
+class Tracker:
+    """Use as a context manager: an exception inside closes the wandb run as failed.
+
+    `resume_step` is the last step whose state was saved. Later records are dropped, since those steps are about to be
+    done again, and the rest is replayed to wandb. None starts afresh: what `run_dir` holds of an earlier try is moved
+    to its folder before-1 (2, ...). In a program of many processes only the first makes a Tracker.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        project: str,
+        group: str,
+        job_type: str,
+        run_id: str,
+        config: dict[str, Any],
+        wandb_mode: WandbMode,
+        resume_step: int | None = None,
+    ):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir = run_dir
+        self._tables: dict[str, list[str]] = {}
+        resumed = resume_step is not None and (run_dir / RECORD).exists()
+        if resumed:
+            assert resume_step is not None
+            self._drop_after(resume_step)
+            # its replayed copy holds everything; sent to a server together, the two would be mixed
+            _move_aside(run_dir, [f"wandb/{path.name}" for path in run_dir.glob("wandb/offline-run-*")])
+        else:
+            tables = [f"{key}.jsonl" for key, _ in _read_json(run_dir / TABLES, default=[])]
+            _move_aside(run_dir, [RECORD, TABLES, "wandb", *tables])
+        self._record = (run_dir / RECORD).open("a", encoding="utf-8")
+        self._run: wandb.Run | None = None
+        self._data_dir_before = os.environ.get("WANDB_DATA_DIR")
+        mode = resolve_mode(wandb_mode)
+        if mode != "disabled":
+            identity = {
+                "project": project,
+                "group": group,
+                "job_type": job_type,
+                "id": re.sub(r"[/\\#?%:]", "-", run_id),
+            }
+            self._start(identity, config, mode, resumed)
+        if resumed and self._run is not None:
+            self._replay()
+
+    def log(self, metrics: Mapping[str, float | int], step: int) -> None:
+        """Record `metrics` at `step`. Several calls may share a step; wandb ignores a step lower than its last."""
+        if clash := {"step", "time"} & metrics.keys():
+            raise ValueError(f"a metric cannot be named {clash.pop()!r}: every record has a field of that name")
+        numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
+        line = {
+            "step": step,
+            "time": round(time.time(), 3),
+            **{name: _to_json(value) for name, value in numbers.items()},
+        }
+        self._record.write(json.dumps(line) + "\n")
+        self._record.flush()
+        self._forward(numbers, step)
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Append `rows` to KEY.jsonl (one object a row, with its step) and show them as a table in wandb."""
+        if "step" in columns:
+            raise ValueError("a column cannot be named 'step': every row has a field of that name")
+        path = self.run_dir / f"{key}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._tables.get(key) != list(columns):
+            self._tables[key] = list(columns)
+            _write_atomically(self.run_dir / TABLES, json.dumps(list(self._tables.items())))
+        with path.open("a", encoding="utf-8") as file:
+            for row in rows:
+                cells = {name: _to_json(cell) for name, cell in zip(columns, row, strict=True)}
+                file.write(json.dumps({"step": step, **cells}, ensure_ascii=False) + "\n")
+        self._forward_table(key, columns, rows, step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final values, for wandb's table of runs (the record of them is the checkpoint's manifest)."""
+        if self._run is not None:
+            with _Guard(self, "could not take the summary"):
+                self._run.summary.update(dict(values))
+
+    def close(self, exit_code: int = 0) -> None:
+        """End the run; a second call does nothing."""
+        if self._record.closed:
+            return
+        self._record.close()
+        if self._run is not None:
+            run, self._run = self._run, None
+            with _Guard(self, f"did not finish; `wandb sync` on {self.run_dir / 'wandb'} sends what is missing"):
+                run.finish(exit_code=exit_code)
+        if self._data_dir_before is None:
+            os.environ.pop("WANDB_DATA_DIR", None)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            self.close(error.code)
+        else:
+            self.close(0 if error is None else 1)
+
+    def _start(self, identity: dict[str, str], config: dict[str, Any], mode: str, resumed: bool) -> None:
+        # tables wait here for `wandb sync`; by default they pile up in the user's home
+        os.environ.setdefault("WANDB_DATA_DIR", str(self.run_dir.absolute() / "wandb"))
+        with _Guard(self, "cannot start; metrics go to metrics.jsonl alone"):
+            import wandb
+
+            settings = wandb.Settings(
+                console="off",
+                silent=True,
+                save_code=False,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+            )
+            wandb.setup(settings)
+            # without `resume` a server run of the same id is overwritten, which is what starting afresh means
+            options: dict[str, Any] = {
+                **identity,
+                "dir": str(self.run_dir),
+                "config": config,
+                "settings": settings,
+                "resume": "allow" if resumed else None,
+                "reinit": "create_new",
+                "mode": mode,
+            }
+            try:
+                self._run = wandb.init(**options)
+            except Exception as error:
+                if mode == "online":
+                    log.warning("wandb: no run online (%s); staying offline, `wandb sync` sends it later", _line(error))
+                wandb.teardown()  # the failed start, or a try that never finished in this process, holds the run's id
+                self._run = wandb.init(**{**options, "mode": "offline"})
+
+    def _replay(self) -> None:
+        """Send the whole record again, in order of steps. A server that has a step already ignores it."""
+        tables: dict[int, list[tuple[str, list[list[Any]]]]] = {}
+        for key, columns in self._tables.items():
+            by_step: dict[int, list[list[Any]]] = {}
+            for row in _read_lines(self.run_dir / f"{key}.jsonl"):
+                by_step.setdefault(row["step"], []).append([_from_json(row.get(name)) for name in columns])
+            for step, rows in by_step.items():
+                tables.setdefault(step, []).append((key, rows))
+        metrics: dict[int, dict[str, Any]] = {}
+        for record in _read_lines(self.run_dir / RECORD):
+            values = {name: _from_json(value) for name, value in record.items() if name not in ("step", "time")}
+            metrics.setdefault(record["step"], {}).update(values)
+        for step in sorted(metrics.keys() | tables.keys()):
+            self._forward(metrics.get(step, {}), step)
+            for key, rows in tables.get(step, []):
+                self._forward_table(key, self._tables[key], rows, step)
+
+    def _forward(self, numbers: Mapping[str, float | int], step: int) -> None:
+        if self._run is not None:
+            with _Guard(self, "failed; metrics go to metrics.jsonl alone"):
+                self._run.log(dict(numbers), step=step)
+
+    def _forward_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        if self._run is not None:
+            with _Guard(self, "failed; metrics go to metrics.jsonl alone"):
+                import wandb
+
+                table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+                self._run.log({key: table}, step=step)
+
+    def _drop_after(self, step: int) -> None:
+        self._tables = {key: columns for key, columns in _read_json(self.run_dir / TABLES, default=[])}
+        for path in (self.run_dir / RECORD, *(self.run_dir / f"{key}.jsonl" for key in self._tables)):
+            kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in _read_lines(path) if row["step"] <= step]
+            _write_atomically(path, "".join(kept))
+
+
+class _Guard:
+    """Turns any failure of wandb into one warning, after which the tracker goes on without wandb."""
+
+    def __init__(self, tracker: Tracker, problem: str):
+        self.tracker, self.problem = tracker, problem
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        log.warning("wandb: %s (%s)", self.problem, _line(error))
+        self.tracker._run = None
+        return True
+
+
+def resolve_mode(wandb_mode: WandbMode) -> str:
+    """online, offline or disabled. The environment's WANDB_MODE wins; "auto" is online only with an account at hand."""
+    mode = os.environ.get("WANDB_MODE") or wandb_mode
+    if mode == "auto":
+        return "online" if os.environ.get("WANDB_API_KEY") or _netrc_login() else "offline"
+    return mode
+
+
+def _netrc_login() -> bool:
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file. A line that a kill cut short can only be the last, and is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _move_aside(run_dir: Path, names: Sequence[str]) -> None:
+    present = [name for name in names if (run_dir / name).exists()]
+    if not present:
+        return
+    number = 1 + max([int(path.name.split("-")[1]) for path in run_dir.glob("before-[0-9]*")], default=0)
+    for name in present:
+        target = run_dir / f"before-{number}" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(run_dir / name, target)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,91 @@
+"""What the two stages on Hugging Face's Trainer share: its arguments from a recipe, and its log as our record."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+
+from stages.errors import ConfigError
+from stages.tracking import Tracker
+
+
+def split_batch(section: str, batch: int, micro_batch: int) -> tuple[int, int]:
+    """(rows per forward pass, passes per optimiser step). Raises ConfigError where one does not divide the other."""
+    micro_batch = micro_batch or batch
+    if batch % micro_batch:
+        raise ConfigError(
+            f"{section}: a batch of {batch} is no multiple of the micro-batch of {micro_batch}; change one of them"
+        )
+    return micro_batch, batch // micro_batch
+
+
+def count_steps(section: str, n_rows: int, batch: int, epochs: float) -> int:
+    """Optimiser steps in all. Raises ConfigError where the data do not fill one batch."""
+    if n_rows < batch:
+        raise ConfigError(
+            f"{section}: {n_rows} rows are fewer than one batch of {batch}; give more data or a smaller batch"
+        )
+    return max(1, math.floor(epochs * n_rows / batch))
+
+
+def trainer_arguments(
+    directory: Path, device: torch.device, seed: int, rows: int, accumulate: int, steps: int, max_grad_norm: float
+) -> dict[str, Any]:
+    """Keyword arguments for TrainingArguments or SFTConfig."""
+    return {
+        "output_dir": str(directory / "trainer"),
+        "per_device_train_batch_size": rows,
+        "per_device_eval_batch_size": rows,
+        "gradient_accumulation_steps": accumulate,
+        "max_steps": steps,
+        "max_grad_norm": max_grad_norm,
+        "logging_steps": max(1, steps // 100),
+        "logging_first_step": True,
+        "save_strategy": "no",  # a stage publishes once, at its end
+        "report_to": "none",  # the Tracker reports
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": device.type == "cpu",
+        # None would mean bf16 autocast, on a CPU too, and scores would come back in steps of a hundredth.
+        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "dataloader_pin_memory": device.type == "cuda",
+        "disable_tqdm": False,
+        "remove_unused_columns": False,
+    }
+
+
+class RecordCallback(ProgressCallback):
+    """The progress bar, with the log going to the stage's record instead of over the bar."""
+
+    KEPT = (
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "entropy",
+        "mean_token_accuracy",
+        "num_tokens",
+        "pair_accuracy",
+        "margin",
+    )
+
+    def __init__(self, tracker: Tracker, prefix: str) -> None:
+        super().__init__()
+        self.tracker, self.prefix = tracker, prefix
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kept = {f"{self.prefix}/{name}": float(logs[name]) for name in self.KEPT if logs and name in logs}
+        if kept:
+            self.tracker.log(kept, step=state.global_step)
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from policy.logprobs import entropy, token_logprobs, token_logprobs_from_hidden
+
+N, WIDTH, VOCAB, TEMPERATURE = 23, 5, 17, 0.7
+
+
+def head_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(s, WIDTH, generator=rng, dtype=torch.float64) for s in (N, VOCAB))
+    grad = torch.randn(N, generator=rng, dtype=torch.float64)  # unequal, so that a wrong order would show
+    return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(VOCAB, (N,), generator=rng), grad
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+@pytest.mark.parametrize("chunk", [1, 8, 23, 100])
+def test_chunks_change_neither_values_nor_gradients(chunk: int, as_module: bool) -> None:
+    hidden, weight, labels, grad = head_inputs()
+    plain = ((hidden @ weight.T) / TEMPERATURE).log_softmax(-1)
+    wanted = plain[torch.arange(N), labels]
+    wanted_grads = torch.autograd.grad((wanted * grad).sum(), (hidden, weight))
+
+    head = (lambda rows: rows @ weight.T) if as_module else weight
+    got = token_logprobs_from_hidden(hidden, head, labels, TEMPERATURE, chunk)
+    got_grads = torch.autograd.grad((got.logprobs * grad).sum(), (hidden, weight))
+    torch.testing.assert_close(got.logprobs, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.entropy, -(plain.exp() * plain).sum(-1).detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got_grads, wanted_grads, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_text_still_does() -> None:
+    hidden, weight, labels, _ = head_inputs()
+    token_logprobs_from_hidden(hidden, weight.detach(), labels, chunk=8).logprobs.sum().backward()
+    assert weight.grad is None
+    assert hidden.grad is not None and hidden.grad.abs().min() > 0
+
+
+def test_entropy_is_a_measurement_without_gradient() -> None:
+    hidden, weight, labels, _ = head_inputs()
+    assert not token_logprobs_from_hidden(hidden, weight, labels, chunk=8).entropy.requires_grad
+    assert not token_logprobs_from_hidden(hidden, lambda rows: rows @ weight.T, labels, chunk=8).entropy.requires_grad
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_no_tensor_is_larger_than_a_chunk_of_logits(as_module: bool) -> None:
+    class Largest(TorchDispatchMode):  # sees the result of every operation of both passes
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            tensors = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
+            self.size = max([self.size, *(t.numel() for t in tensors)])
+            return out
+
+    hidden = torch.randn(64, 4, requires_grad=True)
+    weight = torch.randn(50, 4, requires_grad=True)
+    labels = torch.zeros(64, dtype=torch.int64)
+    head = (lambda rows: rows @ weight.T) if as_module else weight
+    sizes = []
+    for chunk in (8, 64):
+        with Largest() as largest:
+            token_logprobs_from_hidden(hidden, head, labels, chunk=chunk).logprobs.sum().backward()
+        sizes.append(largest.size)
+    assert sizes == [8 * 50, 64 * 50]
+
+
+def test_an_infinite_logit_forbids_a_token_without_spoiling_the_entropy() -> None:
+    logits = torch.tensor([0.0, 0.0, -torch.inf])
+    torch.testing.assert_close(entropy(logits), torch.tensor(2.0).log())
+
+
+def test_probabilities_of_all_tokens_sum_to_one_at_every_temperature() -> None:
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for temperature in (0.3, 1.0, 2.0):
+        logprobs = token_logprobs(logits.expand(VOCAB, VOCAB), torch.arange(VOCAB), temperature)
+        torch.testing.assert_close(logprobs.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_half_precision_logits_are_worked_on_in_float32() -> None:
+    logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(1)).bfloat16()
+    labels = torch.tensor([1, 2, 3])
+    got = token_logprobs(logits, labels)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, token_logprobs(logits.double(), labels).float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight_type", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden_type", [torch.float32, torch.bfloat16])
+def test_autocast_computes_both_passes_in_its_type(hidden_type: torch.dtype, weight_type: torch.dtype) -> None:
+    hidden, weight, labels, _ = head_inputs()
+    hidden = hidden.detach().to(hidden_type).requires_grad_()
+    weight = weight.detach().to(weight_type).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = token_logprobs_from_hidden(hidden, weight, labels, chunk=8).logprobs
+        plain = token_logprobs(hidden @ weight.T, labels)
+    torch.testing.assert_close(got, plain)
+    got.sum().backward()
+    assert hidden.grad is not None and weight.grad is not None
+    assert (hidden.grad.dtype, weight.grad.dtype) == (hidden_type, weight_type)
+
+
+def test_no_response_token_at_all_gives_empty_results() -> None:
+    hidden, weight, labels, _ = head_inputs()
+    assert token_logprobs_from_hidden(hidden[:0], weight, labels[:0]).logprobs.shape == (0,)
+
+
+def test_temperature_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="temperature=0 must be above 0"):
+        token_logprobs(torch.zeros(2), torch.tensor(0), 0)

@@ -1,0 +1,126 @@
+"""What is declared agrees with what is imported, pinned and run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from scripts import chat
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+IMPORTED_AS = {"pyyaml": "yaml"}  # distributions whose module has another name
+STAGES = {
+    "sft": "sft",
+    "comparisons": "comparisons",
+    "reward_model": "reward-model",
+    "ppo": "ppo",
+    "evaluate": "evaluate",
+}
+
+
+def requirements(*extras: str) -> Iterator[Requirement]:
+    """What is declared, our own extras aside."""
+    lists = [PROJECT["project"]["dependencies"], *(PROJECT["project"]["optional-dependencies"][e] for e in extras)]
+    found = (Requirement(line) for lines in lists for line in lines)
+    return (requirement for requirement in found if requirement.name != "triptych")
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {
+        canonicalize_name(name): version
+        for name, _, version in (line.partition("==") for line in lines if line[0] != "#")
+    }
+
+
+def libraries(package: str) -> set[str]:
+    """Top-level names of all that a package imports and is neither ours nor Python's."""
+    names: set[str] = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_library_a_package_imports_is_declared(package: str) -> None:
+    declared = {IMPORTED_AS.get(r.name, r.name.replace("-", "_")) for r in requirements()}
+    assert libraries(package) - declared == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_says_that_it_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_the_tested_set_pins_every_requirement_within_its_bounds() -> None:
+    pinned = constraints()
+    for requirement in requirements("dev", "report", "smollm2"):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_tested_set_names_public_versions_only() -> None:
+    # a local version ("+cpu") or a path would install on one machine and fail on the next
+    for name, version in constraints().items():
+        assert re.fullmatch(r"[a-z0-9-]+", name), name
+        assert re.fullmatch(r"[0-9][0-9a-z.]*", version), (name, version)
+
+
+def script(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, ROOT / "scripts" / name, *words], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_script_runs_from_any_folder(name: str, tmp_path: Path) -> None:
+    recipe = str(ROOT / "recipes" / "quickstart.yaml")
+    result = script(f"{name}.py", "--config", recipe, "--print_config", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("name: quickstart\n")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_script_stands_for_its_own_command(name: str, tmp_path: Path) -> None:
+    result = script(f"{name}.py", cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"triptych {STAGES[name]} --config RECIPE" in result.stderr
+
+
+def test_the_pipeline_script_takes_a_recipe(tmp_path: Path) -> None:
+    result = script("pipeline.py", str(ROOT / "recipes" / "quickstart.yaml"), "--print_config", cwd=tmp_path)
+    assert (result.returncode, result.stdout.partition("\n")[0]) == (0, "name: quickstart")
+
+
+def test_chat_answers_a_prompt_and_repeats_itself_from_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        str(ROOT / "assets" / "quickstart_base"),
+        "--template",
+        "quickstart",
+        "--prompt",
+        "dog cat",
+        "--device",
+        "cpu",
+    ]
+    answers = []
+    for seed in ("0", "0", "1"):
+        assert chat.main([*words, "--seed", seed]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_chat_refuses_a_model_without_a_template_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat.main([str(ROOT / "assets" / "quickstart_base"), "--prompt", "dog"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
