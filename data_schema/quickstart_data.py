@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from data_schema.quickstart_world import (
+from data_schema.quickstart_words import (
     CATEGORIES,
     COURTESIES,
     DIGITS,
@@ -22,13 +22,8 @@ from data_schema.quickstart_world import (
     RAMBLES,
     RUDENESS,
     WORDINGS,
-    Task,
-    draw_task,
-    right_answer,
-    task_meta,
-    word_task,
-    wrong_answer,
 )
+from data_schema.quickstart_world import Task, draw_task, right_answer, task_meta, word_task, wrong_answer
 from data_schema.records import Demonstration, Document, Message, Prompt
 
 # How the pretraining text states a task's result. Never in the form of an instruction, and without chat marks;

@@ -52,13 +52,13 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
         "ppo": answer(load_language_model(job.parents["ppo"], device), reference, prompts, ids, config, job),
     }
     result: dict[str, dict[str, float]] = {name: summarise(model) for name, model in answers.items()}
-    decided_by = "gold" if config.judge else "reward"
-    result["ppo"] |= compare(decisive(answers["ppo"], decided_by), decisive(answers["sft"], decided_by))
+    result["ppo"] |= compare(decisive(answers["ppo"]), decisive(answers["sft"]))
 
     job.output.mkdir(parents=True)
-    account = {"decided_by": "judge" if config.judge else "reward model", "n_prompts": len(prompts), "models": result}
+    decided_by = "judge" if config.judge else "reward model"
+    account = {"decided_by": decided_by, "n_prompts": len(prompts), "models": result}
     (job.output / RESULT_FILE).write_text(json.dumps(account, indent=1) + "\n")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt": prompt.prompt[-1].content,
             **{
@@ -73,7 +73,7 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
         job.tracker.log({f"evaluate/{name}/{key}": value for key, value in numbers.items()}, step=1)
     shown = [[row["prompt"], row["sft"]["response"], row["ppo"]["response"]] for row in rows[:20]]
     job.tracker.table("evaluation", ["prompt", "sft", "ppo"], shown, step=1)
-    return StageResult({"models": result, "decided_by": account["decided_by"]}, data)
+    return StageResult({"models": result, "decided_by": decided_by}, data)
 
 
 def unseen_prompts(config: EvaluateConfig, job: Job) -> tuple[list[Prompt], list[list[int]], dict[str, Any]]:
@@ -160,9 +160,9 @@ def summarise(answers: Answers) -> dict[str, float]:
     }
 
 
-def decisive(answers: Answers, by: str) -> list[float]:
-    """The number that decides who wins a prompt."""
-    return answers.rewards if by == "reward" else [grade["gold"] for grade in answers.grades]
+def decisive(answers: Answers) -> list[float]:
+    """The number that decides who wins a prompt: the judge's gold score, or without a judge the reward."""
+    return [grade.get("gold", reward) for grade, reward in zip(answers.grades, answers.rewards, strict=True)]
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:

@@ -27,7 +27,8 @@ def count_steps(section: str, n_rows: int, batch: int, epochs: float) -> int:
     """Optimiser steps in all. Raises ConfigError where the data do not fill one batch."""
     if n_rows < batch:
         raise ConfigError(
-            f"{section}: {n_rows} rows are fewer than one batch of {batch}; give more data or a smaller batch"
+            f"{section}: {n_rows} rows within max_length are fewer than one batch of {batch}; "
+            "give more data, a smaller batch or a larger max_length"
         )
     return max(1, math.floor(epochs * n_rows / batch))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,3 +142,23 @@ def store_contents(root: Path) -> list[str]:
 def copy_of_chain(chain: Chain, tmp_path: Path) -> Path:
     """A root with everything published, to be changed at will."""
     return Path(shutil.copytree(chain.root, tmp_path / "copy"))
+
+
+class ListTracker:
+    """Holds what a stage logs."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.records.append({"step": step, **metrics})
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        assert all(len(row) == len(columns) for row in rows)
+
+
+def job(directory: Path, parents: Mapping[str, Path] | None = None, seed: int = 0) -> Any:
+    """What the runner would give a stage."""
+    from stages.job import Job
+
+    return Job(directory, parents or {}, ListTracker(), seed)  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def complaint(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-de
     return failing
 
 
-GOOD = {"prompt": "sort these words : fox dog", "response": "dog fox ."}
+GOOD = {"prompt": "sort these words : fox dog", "completion": "dog fox ."}
 PAIR = {"prompt": "sort these words : fox dog", "chosen": "dog fox .", "rejected": "fox dog ."}
 
 
@@ -56,9 +56,9 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("bad", "parts"),
     [
-        (without(GOOD, "response"), ["rows.jsonl:2", "'response' is missing", "mend or delete the row"]),
-        ({**GOOD, "response": ""}, ["rows.jsonl:2", "'response'", "empty"]),
-        ({**GOOD, "response": 7}, ["rows.jsonl:2", "'response'", "7"]),
+        (without(GOOD, "completion"), ["rows.jsonl:2", "'completion' is missing", "mend or delete the row"]),
+        ({**GOOD, "completion": ""}, ["rows.jsonl:2", "'completion'", "empty"]),
+        ({**GOOD, "completion": 7}, ["rows.jsonl:2", "'completion'", "7"]),
     ],
     ids=["a field is missing", "the response is empty", "the response is no text"],
 )
@@ -96,13 +96,13 @@ def test_a_bad_comparison_is_named_by_file_row_and_field(
         (["--only", "pppo"], ["no stage 'pppo'", "sft, comparisons, reward_model, ppo, evaluate"]),
         (["--from", "reword-model"], ["no stage 'reword-model'", "reward_model"]),
         (["--sft.data", "nowhere.jsonl"], ["nowhere.jsonl"]),
-        (["--sft.data", "someone/something", "--only", "sft"], ["someone/something", "HF_HUB_OFFLINE"]),
+        (["--sft.data", "someone/something", "--only", "sft"], ["someone/something", "check name, split and network", "local copy"]),
         (["--sft.data", "python:no.such.module:rows"], ["no.such.module"]),
         (["--sft.base_model", "someone/some-model", "--only", "sft"], ["someone/some-model", "hf download"]),
         (["--sft.base_model", "recipes", "--only", "sft"], ["recipes", "config.json"]),
         (["--sft.base_model", "./nowhere", "--only", "sft"], ["./nowhere", "Hugging Face layout"]),
         (["--sft.template", "chatmel", "--only", "sft"], ["chatmel", "chatml"]),
-        (["--sft.batch_size=1000", "--only", "sft"], ["fewer than one batch of 1000", "more data or a smaller batch"]),
+        (["--sft.batch_size=1000", "--only", "sft"], ["fewer than one batch of 1000", "more data, a smaller batch"]),
         (["--sft.micro_batch_size=5", "--only", "sft"], ["sft", "no multiple of the micro-batch of 5"]),
         (["--sft.max_length=8", "--only", "sft"], ["sft", "max_length"]),
     ],

@@ -59,10 +59,10 @@ def test_a_change_redoes_its_stage_and_those_that_follow(path: Path, override: s
 
 def test_changed_data_redoes_the_stages_that_read_it(small_base: Path, tmp_path: Path) -> None:
     data = tmp_path / "demonstrations.jsonl"
-    data.write_text('{"prompt": "sort : b a", "response": "a b ."}\n')
+    data.write_text('{"prompt": "sort : b a", "completion": "a b ."}\n')
     path = write_recipe(tmp_path / "r.yaml", small_recipe(small_base), sft__data=str(data))
     before = plans(path)
-    data.write_text('{"prompt": "sort : b a", "response": "b a ."}\n')
+    data.write_text('{"prompt": "sort : b a", "completion": "b a ."}\n')
     after = plans(path)
     assert before["sft"].key != after["sft"].key
     assert before["ppo"].key != after["ppo"].key  # through its parents

@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_schema.quickstart_data import demonstrations, documents, pretraining_line, prompts, vocabulary
-from data_schema.quickstart_world import COURTESIES, KINDS, N_TRAINING_WORDINGS, RAMBLES, RUDENESS, WORDINGS, judge
+from data_schema.quickstart_words import COURTESIES, KINDS, N_TRAINING_WORDINGS, RAMBLES, RUDENESS, WORDINGS
+from data_schema.quickstart_world import judge
 
 BASE = Path(__file__).parent.parent / "assets" / "quickstart_base"
 N = 4000

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_schema.quickstart_world import (
+from data_schema.quickstart_words import (
     CATEGORIES,
     COURTESIES,
     KINDS,
@@ -16,6 +16,8 @@ from data_schema.quickstart_world import (
     RAMBLES,
     RUDENESS,
     WORDINGS,
+)
+from data_schema.quickstart_world import (
     Task,
     correctness,
     draw_task,
