@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,7 +159,9 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str, task
     # Dropout 0: PPO compares log-probabilities of one text before and after a step, which dropout would tell apart.
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=modules, task_type=task_type)
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft asks transformers for an attribute under its old name
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"lora.targets '{targets}' does not fit this model: {_first_line(error)}") from error
 

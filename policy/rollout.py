@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from policy.encoding import pad
 from policy.generate import sample_responses
 from policy.logprobs import TokenLogprobs, token_logprobs_from_hidden
-from policy.masks import mask_from_lengths, position_ids
+from policy.masks import mask_from_lengths
+
+LIKE_LENGTH = 0.8  # fewer, larger groups waste padding; more, smaller ones waste calls
 
 
 class Rollout(NamedTuple):
@@ -82,15 +84,39 @@ def collect_rollout(
     return Rollout(prompt_ids, prompt_mask, tokens[:, :width], mask_from_lengths(lengths, width), ended)
 
 
-def body_states(model: PreTrainedModel, rollout: Rollout) -> Tensor:
-    """(batch, prompt + response, hidden): the last hidden states of a model's body, its head left out."""
+def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop: Tensor) -> Tensor:
+    """(sum of stop - start, hidden): the body's last states at tokens [start, stop) of each row, one row after the other.
+
+    Tokens count from the prompt's first real one; start and stop are (batch,). Rows are read without the padding between
+    prompt and response and in groups of like length, so that little is computed for nothing. Under causal attention
+    padding on the right needs no mask: no real token sees it.
+    """
     mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
-    ids = torch.cat([rollout.prompts, rollout.responses], dim=1)
+    to_the_left = (~mask).int().argsort(dim=1, stable=True)
+    ids = torch.cat([rollout.prompts, rollout.responses], dim=1).gather(1, to_the_left)
     body = getattr(model, model.base_model_prefix)
-    # The mask comes from lengths, never from ids; a cache would be built and thrown away.
-    states = body(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
-    hidden: Tensor = states.last_hidden_state
-    return hidden
+    counts = stop - start
+    first_place = counts.cumsum(0) - counts  # where a row's states begin in the result
+    states, places = [], []
+    for rows, width in like_length_groups(mask.sum(1)):
+        hidden = body(input_ids=ids[rows, :width], use_cache=False).last_hidden_state  # a cache would be thrown away
+        token = torch.arange(width, device=ids.device)
+        wanted = (token >= start[rows, None]) & (token < stop[rows, None])
+        states.append(hidden[wanted])
+        places.append((first_place[rows, None] + token - start[rows, None])[wanted])
+    return torch.cat(states)[torch.cat(places).argsort()]
+
+
+def like_length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
+    """(batch,) lengths -> (rows, longest length) of groups in which no row is shorter than LIKE_LENGTH of the longest."""
+    order = lengths.argsort(descending=True, stable=True)
+    groups, begin = [], 0
+    sorted_lengths = lengths[order].tolist()
+    for place in range(1, len(sorted_lengths) + 1):
+        if place == len(sorted_lengths) or sorted_lengths[place] < LIKE_LENGTH * sorted_lengths[begin]:
+            groups.append((order[begin:place], sorted_lengths[begin]))
+            begin = place
+    return groups
 
 
 def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:
@@ -104,14 +130,14 @@ def response_logprobs(model: PreTrainedModel, rollout: Rollout, temperature: flo
 
     Logits exist for real response tokens only, a chunk at a time: never (batch, time, vocabulary).
     """
-    first = rollout.prompts.shape[1] - 1  # the state of the last prompt token predicts the first response token
-    hidden = body_states(model, rollout)[:, first:-1]
-    flat = token_logprobs_from_hidden(
-        hidden[rollout.response_mask], output_head(model), rollout.responses[rollout.response_mask], temperature
-    )
-    return TokenLogprobs(*(_unflatten(part, rollout.response_mask) for part in flat))
+    prompt_lengths = rollout.prompt_mask.sum(1)
+    # The state of the last prompt token predicts the first response token, and so on.
+    hidden = states_between(model, rollout, prompt_lengths - 1, prompt_lengths - 1 + rollout.lengths)
+    labels = rollout.responses[rollout.response_mask]
+    flat = token_logprobs_from_hidden(hidden, output_head(model), labels, temperature)
+    return TokenLogprobs(*(unflatten(part, rollout.response_mask) for part in flat))
 
 
-def _unflatten(values: Tensor, mask: Tensor) -> Tensor:
+def unflatten(values: Tensor, mask: Tensor) -> Tensor:
     """(real tokens,) back into (batch, response), filler 0; differentiable."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

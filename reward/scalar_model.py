@@ -15,8 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from policy.errors import ModelError
 from policy.language_model import clear_load_errors
-from policy.masks import last_token_index
-from policy.rollout import Rollout, body_states
+from policy.rollout import Rollout, states_between, unflatten
 from reward.normalisation import RewardNormalisation
 
 
@@ -64,18 +63,18 @@ def stored_normalisation(model: PreTrainedModel) -> RewardNormalisation:
 
 
 def response_values(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
-    """(batch, response) V before each response token, from the prompt and the tokens so far. float32, filler 0."""
-    first = rollout.prompts.shape[1] - 1
-    values = _scalars(model, body_states(model, rollout)[:, first:-1], normalised)
-    return torch.where(rollout.response_mask, values, 0.0)
+    """(batch, response) V before each response token: the state after the prompt and the tokens so far. float32, filler 0."""
+    prompt_lengths = rollout.prompt_mask.sum(1)
+    hidden = states_between(model, rollout, prompt_lengths - 1, prompt_lengths - 1 + rollout.lengths)
+    return unflatten(_scalars(model, hidden, normalised), rollout.response_mask)
 
 
 def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
-    """(batch,) r(prompt, response) at the last real token, be that EOS or where the answer was cut. float32."""
-    hidden = body_states(model, rollout)[:, rollout.prompts.shape[1] :]
-    index = last_token_index(rollout.response_mask)
-    last = hidden[torch.arange(len(index), device=hidden.device), index]
-    return _scalars(model, last, normalised)
+    """(batch,) r(prompt, response), read at the last real token, whether that is EOS or where the answer was cut. float32."""
+    if not rollout.response_mask.any(1).all():
+        raise ModelError("a response has no token, so there is no last one to read its score at; drop empty responses.")
+    ends = rollout.prompt_mask.sum(1) + rollout.lengths
+    return _scalars(model, states_between(model, rollout, ends - 1, ends), normalised)
 
 
 def _scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:

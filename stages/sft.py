@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
+from trl import SFTConfig, SFTTrainer
+from trl.data_utils import pack_dataset
 
 from data_schema import Demonstration, Records, load_all
 from policy.encoding import encode, set_template
@@ -22,7 +24,7 @@ from policy.language_model import add_lora, choose_device, load_language_model, 
 from stages.configs import SftConfig
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
 from stages.optimizer import make_optimizer
-from stages.trainer import RecordCallback, count_steps, split_batch, trainer_arguments
+from stages.trainer import RecordCallback, SortedWithinBatches, count_steps, split_batch, trainer_arguments
 
 logger = logging.getLogger("triptych.sft")
 IGNORED = -100  # the label of a token that is read but not learned
@@ -30,9 +32,6 @@ IGNORED = -100  # the label of a token that is read but not learned
 
 def run(config: SftConfig, job: Job) -> StageResult:
     """Tune `config.base_model` on demonstrations; the output is a causal language model with its template."""
-    from trl import SFTConfig, SFTTrainer  # seconds to import: only when it is used
-    from trl.data_utils import pack_dataset
-
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
     model, tokenizer = load_language_model(config.base_model, device, config.pad_token)
@@ -55,21 +54,19 @@ def run(config: SftConfig, job: Job) -> StageResult:
         **trainer_arguments(
             job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
         ),
-        max_length=config.max_length,
+        max_length=None,  # what is longer has been dropped, and counted, above
         padding_free=config.packing,
         dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=None,  # type: ignore[arg-type]  # the deprecated name, which TRL turns on by default
         activation_checkpointing=False,
     )
-    trainer = SFTTrainer(
+    trainer = BatchSortingTrainer(
         model,
         args=arguments,
         train_dataset=train,
         processing_class=tokenizer,
         optimizers=optimizer,
     )
-    from transformers import ProgressCallback
-
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RecordCallback(job.tracker, "sft"))
     trainer.train()
@@ -81,6 +78,15 @@ def run(config: SftConfig, job: Job) -> StageResult:
     save_checkpoint(tuned, tokenizer, job.output)
     write_seen_prompts(job.output, train_records)
     return StageResult(metrics, {"data": data_account(records, too_long=train_dropped + held_out_dropped)})
+
+
+class BatchSortingTrainer(SFTTrainer):
+    """TRL's trainer with rows of like length in one forward pass; which rows make up an optimiser step stays random."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SortedWithinBatches:
+        lengths = [len(row) for row in self.train_dataset["input_ids"]]
+        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return SortedWithinBatches(lengths, rows_per_step, self.args.seed)
 
 
 def encode_records(

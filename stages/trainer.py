@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.errors import ConfigError
@@ -57,6 +59,25 @@ def trainer_arguments(
         "disable_tqdm": False,
         "remove_unused_columns": False,
     }
+
+
+class SortedWithinBatches(Sampler[int]):
+    """Random batches, a new draw each epoch, the rows of each in order of length.
+
+    So the micro-batches of one optimiser step hold rows of like length: less padding, and the same gradient.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths, self.batch = torch.tensor(lengths), batch
+        self.rng = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(len(self.lengths), generator=self.rng)
+        for rows in order.split(self.batch):
+            yield from rows[self.lengths[rows].argsort(stable=True)].tolist()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
 class RecordCallback(ProgressCallback):

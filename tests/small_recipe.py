@@ -19,7 +19,7 @@ STAGES = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
 
 
 def make_small_base(directory: Path) -> Path:
-    """A random Llama, 2 layers of width 32, with small weights, so that a few steps of SFT teach it to end its answers."""
+    """A random Llama, 2 layers of width 32; its small weights let a few steps of SFT teach it to end its answers."""
     from policy.language_model import save_checkpoint
 
     tokenizer = quickstart_tokenizer()

@@ -96,7 +96,10 @@ def test_a_bad_comparison_is_named_by_file_row_and_field(
         (["--only", "pppo"], ["no stage 'pppo'", "sft, comparisons, reward_model, ppo, evaluate"]),
         (["--from", "reword-model"], ["no stage 'reword-model'", "reward_model"]),
         (["--sft.data", "nowhere.jsonl"], ["nowhere.jsonl"]),
-        (["--sft.data", "someone/something", "--only", "sft"], ["someone/something", "check name, split and network", "local copy"]),
+        (
+            ["--sft.data", "someone/something", "--only", "sft"],
+            ["someone/something", "check name, split and network", "local copy"],
+        ),
         (["--sft.data", "python:no.such.module:rows"], ["no.such.module"]),
         (["--sft.base_model", "someone/some-model", "--only", "sft"], ["someone/some-model", "hf download"]),
         (["--sft.base_model", "recipes", "--only", "sft"], ["recipes", "config.json"]),

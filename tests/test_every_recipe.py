@@ -1,4 +1,4 @@
-"""Every recipe in recipes/ loads, and names only what is there. tests/test_pipeline.py runs a small one of the same shape."""
+"""Every recipe in recipes/ loads, and names only functions that are there; test_pipeline.py runs a small one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def differing_keys(one: Any, other: Any, prefix: str = "") -> set[str]:
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return set() if one == other else {prefix}
     keys = one.keys() | other.keys()
-    return {found for key in keys for found in differing_keys(one.get(key), other.get(key), f"{prefix}.{key}".strip("."))}
+    return {
+        found for key in keys for found in differing_keys(one.get(key), other.get(key), f"{prefix}.{key}".strip("."))
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -48,7 +50,9 @@ def test_every_function_a_recipe_names_is_there(path: Path) -> None:
 
 
 def test_the_quickstart_without_kl_differs_in_its_name_and_the_kl_coefficient_alone() -> None:
-    with_kl, without = (plain(load_recipe(ROOT / "recipes" / f"{name}.yaml")) for name in ("quickstart", "quickstart_no_kl"))
+    with_kl, without = (
+        plain(load_recipe(ROOT / "recipes" / f"{name}.yaml")) for name in ("quickstart", "quickstart_no_kl")
+    )
     assert differing_keys(with_kl, without) == {"name", "ppo.kl_coef"}
     assert without["ppo"]["kl_coef"] == 0 < with_kl["ppo"]["kl_coef"]
 

@@ -50,7 +50,9 @@ def test_run_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(option in shown for option in ("--from", "--ppo.kl_coef", "--sft.base_model", "--evaluate.judge"))
 
 
-def test_a_printed_config_is_a_recipe_that_loads_to_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_printed_config_is_a_recipe_that_loads_to_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_recipe(tmp_path / "small.yaml", small_recipe(Path("base")))
     overrides = ["--ppo.kl_coef", "0.5", "--ppo.lora.rank=4"]
     assert main(["run", str(path), *overrides, "--print_config"]) == 0

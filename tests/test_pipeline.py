@@ -175,11 +175,14 @@ def test_sigterm_in_the_middle_of_a_stage_leaves_nothing_in_the_store(chain: Cha
     finished = {path.name for path in (copy_of_chain / "runs").iterdir()}
     command = [sys.executable, "-m", "stages", "run", str(chain.path), "--root", str(copy_of_chain)]
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--ppo.iterations=100000"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--ppo.iterations=100000"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
     try:
         until = time.monotonic() + 60
         while not any(
-            path.parent.name not in finished and path.stat().st_size for path in copy_of_chain.glob("runs/*/metrics.jsonl")
+            path.parent.name not in finished and path.stat().st_size
+            for path in copy_of_chain.glob("runs/*/metrics.jsonl")
         ):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ from stages.plan import StagePlan, plan_pipeline
 from stages.recipe import load_recipe
 
 
-@pytest.fixture
-def path(small_base: Path, tmp_path: Path) -> Path:
-    return write_recipe(tmp_path / "small.yaml", small_recipe(small_base))
+@pytest.fixture(scope="module")
+def path(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("plan") / "small.yaml", small_recipe(small_base))
 
 
 def plans(path: Path, *overrides: str, root: Path | None = None) -> dict[str, StagePlan]:
@@ -24,8 +25,13 @@ def plans(path: Path, *overrides: str, root: Path | None = None) -> dict[str, St
     return {plan.stage: plan for plan in plan_pipeline(load_recipe(path, overrides), store)}
 
 
+@functools.cache
+def unchanged(path: Path) -> dict[str, StagePlan]:
+    return plans(path)
+
+
 def changed(path: Path, *overrides: str) -> list[str]:
-    before, after = plans(path), plans(path, *overrides)
+    before, after = unchanged(path), plans(path, *overrides)
     return [stage for stage in before if before[stage].key != after[stage].key]
 
 

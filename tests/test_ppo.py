@@ -111,7 +111,9 @@ def test_an_answer_without_end_has_its_score_replaced_not_lowered(
     ended = found.rollout.ended
     assert (found.scores[~ended] == -3.0).all()
     prompts = [ids[mask].tolist() for ids, mask in zip(found.rollout.prompts, found.rollout.prompt_mask, strict=True)]
-    answers = [ids[mask].tolist() for ids, mask in zip(found.rollout.responses, found.rollout.response_mask, strict=True)]
+    answers = [
+        ids[mask].tolist() for ids, mask in zip(found.rollout.responses, found.rollout.response_mask, strict=True)
+    ]
     alone = score_responses(roles.reward, prompts, answers, roles.tokenizer.pad_token_id, batch_size=1)
     torch.testing.assert_close(found.scores[ended], alone[ended], atol=1e-4, rtol=1e-4)
 
@@ -159,7 +161,7 @@ def test_before_the_first_update_nothing_differs_from_the_sft_model(chain: Chain
 
 
 def test_a_checkpoint_s_sampling_habits_and_dropout_do_not_reach_ppo(chain: Chain, tmp_path: Path) -> None:
-    """Catches: log-probabilities taken from processed generation scores, so that a repetition penalty was a false KL."""
+    """Catches: log-probabilities taken from processed generation scores, so a repetition penalty was a false KL."""
     sft = Path(shutil.copytree(chain.checkpoint("sft"), tmp_path / "sft"))
     habits = {"repetition_penalty": 1.3, "temperature": 0.5, "top_k": 5, "top_p": 0.5, "do_sample": True}
     for name, change in (("generation_config.json", habits), ("config.json", {"attention_dropout": 0.5})):
@@ -173,7 +175,13 @@ def test_a_checkpoint_s_sampling_habits_and_dropout_do_not_reach_ppo(chain: Chai
     found = evaluate_rollout(habitual, rollouts[1], config, 0.1)
     torch.testing.assert_close(found.kl, torch.zeros_like(found.kl), atol=1e-5, rtol=0)
     metrics = update(
-        habitual, found, CountingSgd(habitual.policy, 0), CountingSgd(habitual.value, 0), None, config, torch.Generator()
+        habitual,
+        found,
+        CountingSgd(habitual.policy, 0),
+        CountingSgd(habitual.value, 0),
+        None,
+        config,
+        torch.Generator(),
     )
     assert metrics["policy/mean_ratio"] == pytest.approx(1, abs=1e-5)
 
@@ -216,7 +224,9 @@ def test_micro_batches_change_memory_and_not_the_weights(chain: Chain, micro_bat
 
 def test_max_grad_norm_bounds_each_step(chain: Chain) -> None:
     """Catches: the setting was accepted and gradients were never clipped."""
-    limits = {name: OptimizerConfig(max_grad_norm=limit) for name, limit in (("optimizer", 1e-3), ("value_optimizer", 2e-3))}
+    limits = {
+        name: OptimizerConfig(max_grad_norm=limit) for name, limit in (("optimizer", 1e-3), ("value_optimizer", 2e-3))
+    }
     done = Updated(chain, config_of(chain, minibatches=1, **limits))
     for after, before, limit, name in zip(done.after, done.before, (1e-3, 2e-3), ("policy", "value"), strict=True):
         assert (after - before).norm().item() == pytest.approx(limit, rel=1e-2)

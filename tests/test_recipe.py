@@ -203,7 +203,9 @@ def test_numbers_in_exponent_form_without_a_point_are_numbers(recipe: Path) -> N
 
 def test_a_copy_on_disk_stands_in_for_a_data_set_and_its_folders(tmp_path: Path) -> None:
     rows = small_recipe(Path("base"))
-    path = write_recipe(tmp_path / "r.yaml", rows, sft__data={"path": "owner/set:folder", "limit": 7}, ppo__prompts="owner/set")
+    path = write_recipe(
+        tmp_path / "r.yaml", rows, sft__data={"path": "owner/set:folder", "limit": 7}, ppo__prompts="owner/set"
+    )
     recipe = load_recipe(path, copies={"owner/set": "copy.jsonl"})
     assert [(source.path, source.limit) for source in recipe.sft.data] == [("copy.jsonl", 7)]
     assert recipe.ppo.prompts[0].path == "copy.jsonl"

@@ -127,9 +127,7 @@ def test_demonstrations_score_0_on_average_after_a_reload(chain: Chain, tmp_path
     output, result = train(chain, tmp_path, normalise_on="demonstrations", normalise_rows=40)
     tokenizer, model = load_tokenizer(output), load_scalar_model(output, CPU)
     records = load_all(config_of(chain).demonstrations, Demonstration, 0)
-    rows = [
-        encode_answers(tokenizer, records[i].messages[:-1], [records[i].messages[-1].content]) for i in range(40)
-    ]
+    rows = [encode_answers(tokenizer, records[i].messages[:-1], [records[i].messages[-1].content]) for i in range(40)]
     scores = score_responses(model, [row[0] for row in rows], [row[1][0] for row in rows], tokenizer.pad_token_id)
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert result.metrics["reward_gain"] == 1 and result.metrics["reward_bias"] != 0
@@ -181,7 +179,9 @@ def test_with_lora_the_whole_model_is_published_with_its_trained_head(chain: Cha
     lora = {"lora": LoraConfig(rank=4), "optimizer": OptimizerConfig(1e-2)}
     output, result = train(chain, tmp_path, **lora)
     assert not list(output.glob("adapter*"))
-    tuned, sft = (AutoModelForSequenceClassification.from_pretrained(path) for path in (output, chain.checkpoint("sft")))
+    tuned, sft = (
+        AutoModelForSequenceClassification.from_pretrained(path) for path in (output, chain.checkpoint("sft"))
+    )
     change = tuned.model.layers[0].self_attn.q_proj.weight - sft.model.layers[0].self_attn.q_proj.weight
     assert 0 < int(torch.linalg.matrix_rank(change, rtol=1e-4)) <= 4
     from reward.scalar_model import from_language_model
