@@ -17,7 +17,9 @@ from policy.generate import sample_responses
 from policy.logprobs import TokenLogprobs, token_logprobs_from_hidden
 from policy.masks import mask_from_lengths
 
-LIKE_LENGTH = 0.8  # fewer, larger groups waste padding; more, smaller ones waste calls
+# A group of rows read together ends where the next row is shorter than this share of its longest, if it is large enough
+# to be worth a call of its own.
+LIKE_LENGTH, GROUP_TOKENS = 0.6, 1024
 
 
 class Rollout(NamedTuple):
@@ -85,11 +87,11 @@ def collect_rollout(
 
 
 def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop: Tensor) -> Tensor:
-    """(sum of stop - start, hidden): the body's last states at tokens [start, stop) of each row, one row after the other.
+    """(sum of stop - start, hidden): the body's last states at tokens [start, stop) of each row, row after row.
 
-    Tokens count from the prompt's first real one; start and stop are (batch,). Rows are read without the padding between
-    prompt and response and in groups of like length, so that little is computed for nothing. Under causal attention
-    padding on the right needs no mask: no real token sees it.
+    Tokens count from the prompt's first real one; start and stop are (batch,). Rows are read without the padding
+    between prompt and response and in groups of like length, so that little is computed for nothing. Under causal
+    attention padding on the right needs no mask: no real token sees it.
     """
     mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
     to_the_left = (~mask).int().argsort(dim=1, stable=True)
@@ -108,13 +110,15 @@ def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop
 
 
 def like_length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
-    """(batch,) lengths -> (rows, longest length) of groups in which no row is shorter than LIKE_LENGTH of the longest."""
+    """(batch,) lengths -> (rows, longest length) of groups of rows of like length, longest first."""
     order = lengths.argsort(descending=True, stable=True)
     groups, begin = [], 0
     sorted_lengths = lengths[order].tolist()
     for place in range(1, len(sorted_lengths) + 1):
-        if place == len(sorted_lengths) or sorted_lengths[place] < LIKE_LENGTH * sorted_lengths[begin]:
-            groups.append((order[begin:place], sorted_lengths[begin]))
+        longest = sorted_lengths[begin]
+        is_last = place == len(sorted_lengths)
+        if is_last or (sorted_lengths[place] < LIKE_LENGTH * longest and (place - begin) * longest >= GROUP_TOKENS):
+            groups.append((order[begin:place], longest))
             begin = place
     return groups
 

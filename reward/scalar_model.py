@@ -63,14 +63,14 @@ def stored_normalisation(model: PreTrainedModel) -> RewardNormalisation:
 
 
 def response_values(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
-    """(batch, response) V before each response token: the state after the prompt and the tokens so far. float32, filler 0."""
+    """(batch, response) V before each response token: the state after what comes before it. float32, filler 0."""
     prompt_lengths = rollout.prompt_mask.sum(1)
     hidden = states_between(model, rollout, prompt_lengths - 1, prompt_lengths - 1 + rollout.lengths)
     return unflatten(_scalars(model, hidden, normalised), rollout.response_mask)
 
 
 def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
-    """(batch,) r(prompt, response), read at the last real token, whether that is EOS or where the answer was cut. float32."""
+    """(batch,) r(prompt, response), read at the last real token: EOS, or where the answer was cut. float32."""
     if not rollout.response_mask.any(1).all():
         raise ModelError("a response has no token, so there is no last one to read its score at; drop empty responses.")
     ends = rollout.prompt_mask.sum(1) + rollout.lengths

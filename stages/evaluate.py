@@ -136,6 +136,10 @@ def answer(
         batch = prompts[start : start + size]
         for prompt, text, end in zip(batch, texts, rollout.ended.tolist(), strict=True):
             graded.grades.append(judge(prompt.meta, text, end) if judge else {})
+    if judge and "gold" not in graded.grades[0]:
+        raise ConfigError(
+            f"evaluate.judge '{config.judge}' gives {sorted(graded.grades[0])} but no 'gold', which decides who wins"
+        )
     return graded
 
 

@@ -102,7 +102,7 @@ def _parents(
 
 
 def _data(config: Any, seed: int) -> dict[str, Any]:
-    """Every source a config names, with its fingerprint."""
+    """Every source of data or of verdicts that a config names, with its fingerprint."""
     data: dict[str, Any] = {}
     for name, value in vars(config).items():
         if isinstance(value, list) and value and isinstance(value[0], Source):
@@ -110,6 +110,10 @@ def _data(config: Any, seed: int) -> dict[str, Any]:
                 "source": ", ".join(source.path for source in value),
                 "fingerprint": [fingerprint(source, seed) for source in value],
             }
+    for name in ("judge", "labeler"):
+        if getattr(config, name, None) is not None:
+            function = Source(f"python:{getattr(config, name)}")
+            data[name] = {"source": function.path, "fingerprint": fingerprint(function)}
     if hasattr(config, "base_model"):
         data["base_model"] = {"source": config.base_model, "fingerprint": model_fingerprint(config.base_model)}
     return data

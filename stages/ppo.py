@@ -93,6 +93,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
             rng=rng,
         )
         experience = evaluate_rollout(roles, rollout, config, kl_coef)
+        learning_rate = float(policy_optimizer[1].get_last_lr()[0])
         metrics = update(
             roles, experience, policy_optimizer[0], value_optimizer[0], pretraining_rows, config, order_rng
         )
@@ -101,7 +102,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         if config.ema_decay:
             update_ema(averaged, trained, config.ema_decay)
 
-        metrics |= describe(experience, kl_coef, float(policy_optimizer[1].get_last_lr()[0]))
+        metrics |= describe(experience, kl_coef, learning_rate)
         if config.kl_target is not None:
             kl_coef = adaptive_kl_coef(
                 kl_coef, metrics["objective/kl"], config.kl_target, config.kl_horizon, config.rollout_batch
@@ -157,7 +158,8 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PpoConfig, kl_coef:
     temperature = config.sampling.temperature
     mask = rollout.response_mask
     logprobs, entropy, reference, values, scores = (torch.zeros_like(mask, dtype=torch.float32) for _ in range(5))
-    for index in torch.arange(len(mask), device=mask.device).split(micro_batch(config)):
+    # Without gradients as many rows fit as were sampled at once.
+    for index in torch.arange(len(mask), device=mask.device).split(config.sampling.batch_size):
         rows = rollout.rows(index)
         width = rows.response_mask.shape[1]
         logprobs[index, :width], entropy[index, :width] = response_logprobs(roles.policy, rows, temperature)

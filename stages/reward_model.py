@@ -78,7 +78,7 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     store_normalisation(scorer, normalisation)
     metrics = {"steps": steps, "reward_gain": normalisation.gain, "reward_bias": normalisation.bias}
     metrics |= judge_pairs(scorer, held_out, tokenizer.pad_token_id)
-    job.tracker.log({f"reward_model/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step=steps)
+    job.tracker.log({f"reward_model/held_out/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step=steps)
     save_checkpoint(scorer, tokenizer, job.output)
     return StageResult(metrics, data | account)
 

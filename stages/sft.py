@@ -20,6 +20,7 @@ from trl.data_utils import pack_dataset
 
 from data_schema import Demonstration, Records, load_all
 from policy.encoding import encode, set_template
+from policy.errors import ModelError
 from policy.language_model import add_lora, choose_device, load_language_model, save_checkpoint
 from stages.configs import SftConfig
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
@@ -161,5 +162,9 @@ def add_residual_dropout(model: PreTrainedModel, share: float) -> None:
     blocks = [
         m for name, m in model.named_modules() if name.rpartition(".")[2] in ("self_attn", "mlp", "attn", "attention")
     ]
+    if not blocks:
+        raise ModelError(
+            f"sft.residual_dropout: {type(model).__name__} has no attention or MLP block known by name; set it to 0"
+        )
     for block in blocks:
         block.register_forward_hook(drop)
