@@ -27,8 +27,8 @@ from data_schema.quickstart_world import Task, draw_task, right_answer, task_met
 from data_schema.records import Demonstration, Document, Message, Prompt
 
 # How the pretraining text states a task's result. Never in the form of an instruction, and without chat marks;
-# "please" is
-# here because one held-out wording of each kind begins with it, and a word no text contains has no meaning.
+# "please" is here because one held-out wording of each kind begins with it, and a word no text contains has no
+# meaning.
 LINE_FORMS = {
     "repeat": [
         "the words {x} again : {y}",

@@ -2,9 +2,8 @@
 gold judge.
 
 The world is small enough that a model of a million parameters can learn it on two CPU cores, and graded by rule, so
-that
-what reinforcement learning did can be told apart from what it seemed to do. Everything is lower-case words separated by
-single spaces (capitals only where an instruction asks for them), so that one word is one token.
+that what reinforcement learning did can be told apart from what it seemed to do. Everything is lower-case words
+separated by single spaces (capitals only where an instruction asks for them), so that one word is one token.
 
 The gold score may only label comparisons and evaluate. The policy never sees it: it sees the learned reward model.
 """
@@ -136,8 +135,7 @@ def correctness(task: Task, body: str) -> float:
     """How right an answer's body is, in [0, 1]: 1 exact, else half the share of words that match in order.
 
     The free tasks are graded in parts: listn by the share of distinct fitting names less the extra ones; cheer and
-    gloom
-    a third each for naming the animal, for the form of the line and for words of the right mood only.
+    gloom a third each for naming the animal, for the form of the line and for words of the right mood only.
     """
     words = body.split()
     if task.kind == "listn":

@@ -3,12 +3,9 @@
     python scripts/make_quickstart_base.py [--steps 6000] [--out assets/quickstart_base]
 
 A 0.9M-parameter Llama with a word-level tokenizer. Its text is declarative ("park dog saw backwards : saw dog park .
-right .");
-it holds no instruction and no chat mark. Copying emerges after a few hundred steps, telling right from wrong after
-thousands,
-so this is done once (about a quarter of an hour on 2 cores) and the weights are committed, as a real pipeline starts
-from a pretrained model.
-The log of the committed run is beside the weights.
+right ."); it holds no instruction and no chat mark. Copying emerges after a few hundred steps, telling right from
+wrong after thousands, so this is done once (about a quarter of an hour on 2 cores) and the weights are committed, as a
+real pipeline starts from a pretrained model. The log of the committed run is beside the weights.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """The command line: `triptych run RECIPE` chains the stages, `triptych ppo --config RECIPE` runs one, `triptych log
-NAME` tells
-where a checkpoint comes from. Nothing heavy is imported before it is known what to do.
+NAME` tells where a checkpoint comes from. Nothing heavy is imported before it is known what to do.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 3.6).
 
 Wins are counted by the judge where there is one. Without, the reward model decides, and since PPO pushed up that very
-number its
-win rate says only how far PPO got on the proxy.
+number its win rate says only how far PPO got on the proxy.
 """
 
 from __future__ import annotations

@@ -3,10 +3,8 @@
 prompts -> rollout -> scores -> per-token rewards -> values -> advantages -> minibatch updates -> metrics -> checkpoint.
 
 We differ from the paper: (1) the value loss is clipped, as in lm-human-preferences; (2) advantages are whitened once
-per
-rollout batch, not per minibatch; (3) gradients are clipped by norm. The score stands on the last real token, and one
-mask
-serves every loss.
+per rollout batch, not per minibatch; (3) gradients are clipped by norm. The score stands on the last real token, and
+one mask serves every loss.
 """
 
 from __future__ import annotations

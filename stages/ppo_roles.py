@@ -19,8 +19,7 @@ from stages.settings import LoraConfig
 @dataclass(frozen=True)
 class Roles:
     """Whole models: four copies. With adapters: two, since the reference is the policy and the reward model is the
-    value
-    model, each with its adapters off."""
+    value model, each with its adapters off."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel

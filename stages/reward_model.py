@@ -1,9 +1,8 @@
 """Stage 2, the reward model (InstructGPT 3.5 eq. 1, C.2), on Hugging Face's Trainer.
 
 All answers to a prompt are scored once and all their pairs make one batch element; each prompt weighs the same.
-Afterwards the
-scale is set: demonstrations score 0 on average (or the policy's own answers 0 with deviation 1), kept in the model's
-config.
+Afterwards the scale is set: demonstrations score 0 on average (or the policy's own answers 0 with deviation 1), kept
+in the model's config.
 """
 
 from __future__ import annotations
@@ -76,9 +75,11 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     scorer.eval()
     normalisation, account = normalise(scorer, config, job, tokenizer, train)
     store_normalisation(scorer, normalisation)
-    metrics = {"steps": steps, "reward_gain": normalisation.gain, "reward_bias": normalisation.bias}
-    metrics |= judge_pairs(scorer, held_out, tokenizer.pad_token_id)
-    job.tracker.log({f"reward_model/held_out/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step=steps)
+    scale = {"reward_gain": normalisation.gain, "reward_bias": normalisation.bias}
+    judged = judge_pairs(scorer, held_out, tokenizer.pad_token_id)
+    shown = scale | {f"held_out/{name}": value for name, value in judged.items() if isinstance(value, float)}
+    job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps)
+    metrics = {"steps": steps, **scale, **judged}
     save_checkpoint(scorer, tokenizer, job.output)
     return StageResult(metrics, data | account)
 
@@ -145,8 +146,7 @@ class RankingCollator:
         responses = [response for ranking in rankings for response in ranking.responses]
         rollout = as_rollout(prompts, responses, self.pad_id, torch.device("cpu"))
         # Weights here sum to the number of prompts, and `compute_loss` divides by the prompts of the whole optimiser
-        # step:
-        # the Trainer counts labels, of which each prompt has one.
+        # step: the Trainer counts labels, of which each prompt has one.
         return {
             **rollout._asdict(),
             **pair_index([ranking.ranks for ranking in rankings], n_prompts=1)._asdict(),

@@ -1,9 +1,8 @@
 """Stage 1, supervised instruction tuning (InstructGPT 3.5, C.1), on TRL's SFTTrainer.
 
 Conversations are encoded here, not by the trainer, so that the ids are those PPO and the reward model will see, the
-loss mask
-is ours to prove, and what is too long is counted. We differ from the paper: AdamW's weight decay and packing are
-options.
+loss mask is ours to prove, and what is too long is counted. We differ from the paper: AdamW's weight decay and packing
+are options.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
 
 from data_schema import Demonstration, Records, load_all
-from policy.encoding import encode, set_template
+from policy.encoding import encode, pad, set_template
 from policy.errors import ModelError
 from policy.language_model import add_lora, choose_device, load_language_model, save_checkpoint
+from policy.logprobs import token_logprobs_from_hidden
+from policy.rollout import output_head
 from stages.configs import SftConfig
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
 from stages.optimizer import make_optimizer
@@ -129,19 +130,19 @@ def held_out_loss(model: PreTrainedModel, rows: Any, config: SftConfig, device: 
     if len(rows) == 0:
         return {}
     model.eval()
+    body = getattr(model, model.base_model_prefix)
     total, count = 0.0, 0
-    for start in range(0, len(rows), 32):
-        batch = rows[start : start + 32]
-        width = max(map(len, batch["input_ids"]))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in batch["input_ids"]], device=device)
-        labels = torch.tensor([row + [IGNORED] * (width - len(row)) for row in batch["labels"]], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch["input_ids"]], device=device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        total += losses.item()
-        count += int((labels[:, 1:] != IGNORED).sum())
+    for start in range(0, len(rows), 16):
+        batch = rows[start : start + 16]
+        ids = pad(batch["input_ids"], 0, "right").ids.to(
+            device
+        )  # causal attention: padding on the right changes nothing
+        labels = pad(batch["labels"], IGNORED, "right").ids.to(device)[:, 1:]
+        learned = labels != IGNORED
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        found = token_logprobs_from_hidden(hidden[learned], output_head(model), labels[learned])
+        total -= found.logprobs.sum().item()
+        count += len(found.logprobs)
     return {"held_out_loss": total / count, "held_out_tokens": float(count)}
 
 

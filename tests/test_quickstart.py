@@ -1,0 +1,68 @@
+"""The embedded quickstart runs on its committed base model; in full (slow) it does what README says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+DATA = "python:data_schema.quickstart_data"
+# The same stages and settings on a fraction of the data.
+SMALLER = [
+    "--sft.data",
+    f'[{{"path": "{DATA}:demonstrations", "limit": 1300}}]',
+    "--comparisons.prompts",
+    f'[{{"path": "{DATA}:prompts", "limit": 300}}]',
+    "--comparisons.held_out_prompts=100",
+    "--reward_model.normalise_rows=100",
+    "--ppo.iterations=2",
+    "--ppo.rollout_batch=64",
+    "--ppo.pretraining_data",
+    f'[{{"path": "{DATA}:documents", "limit": 600}}]',
+    "--evaluate.n_prompts=60",
+    "--tracking.wandb=disabled",
+]
+
+
+def run(recipe: str, root: Path, *overrides: str) -> dict:
+    assert main(["run", str(ROOT / "recipes" / f"{recipe}.yaml"), "--root", str(root), *overrides]) == 0
+    summary: dict = json.loads((root / "pipelines" / recipe / "summary.json").read_text())
+    return summary
+
+
+@pytest.mark.timeout(300)
+def test_the_quickstart_pipeline_runs_and_shares_its_first_stages_with_the_one_without_kl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # the recipe names the base model from there
+    summary = run("quickstart", tmp_path, *SMALLER)
+    assert list(summary["stages"]) == ["sft", "comparisons", "reward_model", "ppo", "evaluate"]
+    assert not any(stage["skipped"] for stage in summary["stages"].values())
+    sft = summary["evaluation"]["sft"]
+    # 40 steps from a base model that has never seen an instruction: most answers end, and some are right.
+    assert sft["eos_rate"] > 0.8
+    assert sft["correctness_mean"] > 0.2
+    assert summary["reward_model"]["n"] > 200
+    # The verdicts in the base model's text make right from wrong easy to learn.
+    assert summary["reward_model"]["pair_accuracy"] > 0.6
+
+    without_kl = run("quickstart_no_kl", tmp_path, *SMALLER)
+    skipped = [name for name, stage in without_kl["stages"].items() if stage["skipped"]]
+    assert skipped == ["sft", "comparisons", "reward_model"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ppo_beats_sft_on_gold_and_correctness_does_not_fall(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    evaluation = run("quickstart", tmp_path, "--seed", str(seed), "--tracking.wandb=disabled")["evaluation"]
+    assert evaluation["ppo"]["win_rate_low"] > 0.5
+    assert evaluation["ppo"]["gold_mean"] > evaluation["sft"]["gold_mean"]
+    assert evaluation["ppo"]["correctness_mean"] >= evaluation["sft"]["correctness_mean"]
