@@ -16,6 +16,7 @@ from checkpoint_store import CheckpointStore, StoreError, stage_key
 from data_schema import Source, fingerprint
 from stages.configs import Recipe
 from stages.errors import ConfigError
+from stages.judging import load_judge
 
 # stage -> the stages whose checkpoints it reads, in the order of the chain
 PARENTS = {
@@ -112,6 +113,7 @@ def _data(config: Any, seed: int) -> dict[str, Any]:
             }
     for name in ("judge", "labeler"):
         if getattr(config, name, None) is not None:
+            load_judge(getattr(config, name), f"{config.section}.{name}")  # a wrong name is told before anything runs
             function = Source(f"python:{getattr(config, name)}")
             data[name] = {"source": function.path, "fingerprint": fingerprint(function)}
     if hasattr(config, "base_model"):

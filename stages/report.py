@@ -47,8 +47,8 @@ def print_summary(summary: Mapping[str, Any], root: Path) -> None:
     for column, side in (("stage", "left"), ("seconds", "right"), ("checkpoint", "left"), ("key", "left")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for stage, row in summary["stages"].items():
-        seconds = f"{row['seconds']:.1f}" + (" (done before)" if row["skipped"] else "")
-        table.add_row(stage, seconds, row["checkpoint"], row["key"])
+        before = " (before)" if row["skipped"] else ""
+        table.add_row(stage, f"{row['seconds']:.1f}{before}", row["checkpoint"], row["key"][:12])
     console.print(table)
 
     if "evaluation" in summary:

@@ -68,7 +68,7 @@ def test_a_new_padding_token_gets_a_row_and_changes_no_other_logit(tmp_path: Pat
     assert (len(tokenizer), tokenizer.pad_token_id, tokenizer.pad_token) == (old + 1, old, "<|new|>")
     assert model.config.pad_token_id == old and model.config.vocab_size == old + 1
     after = logits_of(model)
-    assert torch.equal(after[..., :old], before)
+    torch.testing.assert_close(after[..., :old], before)  # a wider matrix product may round otherwise
     # No random token: a policy that could draw its padding as likely as a word would.
     probabilities = after.softmax(-1)
     assert (probabilities[..., old] <= probabilities[..., :old].mean(-1)).all()
