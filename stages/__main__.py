@@ -8,7 +8,8 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,19 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     command, rest = words[0], words[1:]
     if command == "run" or command in STAGE_COMMANDS:
-        action = lambda: run_recipe(command, rest)  # noqa: E731
-    elif command in ("log", "verify"):
-        action = lambda: look_into_store(command, rest)  # noqa: E731
-    else:
-        print(
-            f"triptych: no command '{command}'; there are: run, {', '.join(STAGE_COMMANDS)}, log, verify",
-            file=sys.stderr,
-        )
-        return 2
-    return guarded(action)
+        return guarded(partial(run_recipe, command, rest))
+    if command in ("log", "verify"):
+        return guarded(partial(look_into_store, command, rest))
+    print(
+        f"triptych: no command '{command}'; there are: run, {', '.join(STAGE_COMMANDS)}, log, verify",
+        file=sys.stderr,
+    )
+    return 2
 
 
-def guarded(action) -> int:  # type: ignore[no-untyped-def]
+def guarded(action: Callable[[], None]) -> int:
     """Run it; what the user can mend becomes one line and exit code 2."""
     from checkpoint_store import StoreError
     from data_schema import DataError

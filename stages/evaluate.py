@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data_schema import Prompt, Records, dedup_prompts, load_all
 from policy.encoding import decode_responses, encode_prompts
-from policy.language_model import LanguageModel, choose_device, load_language_model
+from policy.language_model import LanguageModel, choose_device, load_language_model, load_tokenizer
 from policy.rollout import Rollout, collect_rollout, response_logprobs
 from reward.scalar_model import load_scalar_model, response_scores
 from stages.configs import EvaluateConfig
@@ -77,7 +77,7 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
 
 def unseen_prompts(config: EvaluateConfig, job: Job) -> tuple[list[Prompt], list[list[int]], dict[str, Any]]:
     """The first n_prompts that no parent was trained on and that are short enough -> (prompts, ids, account)."""
-    tokenizer = load_language_model(job.parents["sft"], torch.device("cpu")).tokenizer
+    tokenizer = load_tokenizer(job.parents["sft"])
     records: Records[Prompt] = dedup_prompts(load_all(config.prompts, Prompt, job.seed))
     seen = read_seen_prompts(job.parents.values())
     fresh = [record for record in records if prompt_hash(record) not in seen]
