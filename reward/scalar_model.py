@@ -66,7 +66,7 @@ def response_values(model: PreTrainedModel, rollout: Rollout, normalised: bool =
     """(batch, response) V before each response token: the state after what comes before it. float32, filler 0."""
     prompt_lengths = rollout.prompt_mask.sum(1)
     hidden = states_between(model, rollout, prompt_lengths - 1, prompt_lengths - 1 + rollout.lengths)
-    return unflatten(_scalars(model, hidden, normalised), rollout.response_mask)
+    return unflatten(scalars(model, hidden, normalised), rollout.response_mask)
 
 
 def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
@@ -74,9 +74,10 @@ def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool =
     if not rollout.response_mask.any(1).all():
         raise ModelError("a response has no token, so there is no last one to read its score at; drop empty responses.")
     ends = rollout.prompt_mask.sum(1) + rollout.lengths
-    return _scalars(model, states_between(model, rollout, ends - 1, ends), normalised)
+    return scalars(model, states_between(model, rollout, ends - 1, ends), normalised)
 
 
-def _scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:
+def scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:
+    """(n, hidden) states of the body -> (n,) float32 scores or values."""
     values: Tensor = scalar_head(model)(hidden).squeeze(-1).float()
     return stored_normalisation(model)(values) if normalised else values

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +32,8 @@ STAGE_COMMANDS = {
     "ppo": "ppo",
     "evaluate": "evaluate",
 }
+# Commands that live in a module of their own, as `command(words)`.
+TOOLS: dict[str, str] = {}
 DEFAULT_ROOT = Path("out")
 
 
@@ -49,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return guarded(partial(run_recipe, command, rest))
     if command in ("log", "verify"):
         return guarded(partial(look_into_store, command, rest))
-    print(
-        f"triptych: no command '{command}'; there are: run, {', '.join(STAGE_COMMANDS)}, log, verify",
-        file=sys.stderr,
-    )
+    if command in TOOLS:
+        return guarded(lambda: import_module(TOOLS[command]).command(rest))
+    known = ", ".join(["run", *STAGE_COMMANDS, "log", "verify", *TOOLS])
+    print(f"triptych: no command '{command}'; there are: {known}", file=sys.stderr)
     return 2
 
 

@@ -112,8 +112,8 @@ class RewardModelConfig:
     epochs: float = 1.0
     batch_prompts: int = 64
     """Prompts per optimiser step; every answer and pair of a prompt stays in one step."""
-    micro_batch_prompts: int = 0
-    """Prompts per forward pass; 0: all at once."""
+    micro_batch_tokens: int = 0
+    """Tokens per forward pass, rounded up to whole prompts; 0: a whole batch. Changes memory, not the gradient."""
     max_length: int = 1024
     """Tokens of prompt and answer together; a comparison with a longer one is dropped and counted."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=9e-6))
@@ -122,7 +122,7 @@ class RewardModelConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, normalise_rows=(2, INFINITY), held_out=(0, 0.9), epochs=POSITIVE, batch_prompts=COUNT)
-        check_bounds(self, micro_batch_prompts=NOT_NEGATIVE, max_length=(8, INFINITY))
+        check_bounds(self, micro_batch_tokens=NOT_NEGATIVE, max_length=(8, INFINITY))
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ PARENTS = {
 }
 STAGES = tuple(PARENTS)
 # Raised when the same config would give another result; part of the key.
-VERSIONS = {"sft": 1, "comparisons": 1, "reward_model": 1, "ppo": 1, "evaluate": 1}
+VERSIONS = {"sft": 1, "comparisons": 1, "reward_model": 2, "ppo": 1, "evaluate": 1}
 # Where the work is done and in which pieces: no part of what the result is.
-IMMATERIAL = ("device", "micro_batch", "micro_batch_size", "micro_batch_prompts")
+IMMATERIAL = ("device", "micro_batch", "micro_batch_size", "micro_batch_tokens")
 
 
 @dataclass(frozen=True)

@@ -9,37 +9,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 
 from data_schema import Comparison, Demonstration, load_all, read_records
 from policy.encoding import encode, encode_answers
 from policy.language_model import add_lora, choose_device, disable_dropout, load_tokenizer, save_checkpoint
-from policy.rollout import Rollout
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
-from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_accuracy, pair_index, ranked_pairs
-from reward.scalar_model import from_language_model, response_scores, store_normalisation
-from reward.scoring import as_rollout, score_responses
+from reward.ranking_loss import pair_index, ranked_pairs
+from reward.scalar_model import from_language_model, store_normalisation
+from reward.scoring import score_responses
 from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
 from stages.configs import RewardModelConfig
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
 from stages.optimizer import make_optimizer
+from stages.ranking_trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, bare, shares_prompts
 from stages.statistics import win_rate
-from stages.trainer import RecordCallback, count_steps, split_batch, trainer_arguments
+from stages.trainer import RecordCallback, count_steps, trainer_arguments
 
 logger = logging.getLogger("triptych.reward_model")
-
-
-class Ranking(NamedTuple):
-    """A comparison as ids."""
-
-    prompt: list[int]
-    responses: list[list[int]]  # each with its EOS
-    ranks: tuple[int, ...]  # 1 = best, equal = tie
 
 
 def run(config: RewardModelConfig, job: Job) -> StageResult:
@@ -53,18 +44,20 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     disable_dropout(model)
     if config.lora:
         model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
-    micro_batch, accumulate = split_batch("reward_model", config.batch_prompts, config.micro_batch_prompts)
+    share_prompts = shares_prompts(bare(model), train, tokenizer.pad_token_id)
     steps = count_steps("reward_model", len(train), config.batch_prompts, config.epochs)
     arguments = TrainingArguments(
         **trainer_arguments(
-            job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
+            job.directory, device, job.seed, config.batch_prompts, 1, steps, config.optimizer.max_grad_norm
         )
     )
     trainer = RankingTrainer(
         model=RankingModule(model),
         args=arguments,
         train_dataset=train,
-        data_collator=RankingCollator(tokenizer.pad_token_id),
+        data_collator=RankingCollator(
+            tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens
+        ),
         optimizers=make_optimizer(model.parameters(), config.optimizer, steps),
     )
     trainer.remove_callback(ProgressCallback)
@@ -79,7 +72,7 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     judged = judge_pairs(scorer, held_out, tokenizer.pad_token_id)
     shown = scale | {f"held_out/{name}": value for name, value in judged.items() if isinstance(value, float)}
     job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps)
-    metrics = {"steps": steps, **scale, **judged}
+    metrics = {"steps": steps, "share_prompts": share_prompts, **scale, **judged}
     save_checkpoint(scorer, tokenizer, job.output)
     return StageResult(metrics, data | account)
 
@@ -120,58 +113,6 @@ def load_rankings(
             "reward_model: dropped %s", ", ".join(f"{count} ({reason})" for reason, count in dropped.items())
         )
     return rankings[0], rankings[1], {"comparisons": account}
-
-
-class RankingModule(nn.Module):
-    """The scalar model behind a plain `forward`, so that the Trainer's wrappers see every pass."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **rollout: Tensor) -> Tensor:
-        """Tensors of a Rollout -> (answers,) raw scores."""
-        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return response_scores(bare, Rollout(**rollout), normalised=False)
-
-
-class RankingCollator:
-    """Rankings -> their answers laid end to end, and every pair among them."""
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, rankings: Sequence[Ranking]) -> dict[str, Any]:
-        prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
-        responses = [response for ranking in rankings for response in ranking.responses]
-        rollout = as_rollout(prompts, responses, self.pad_id, torch.device("cpu"))
-        # Weights here sum to the number of prompts, and `compute_loss` divides by the prompts of the whole optimiser
-        # step: the Trainer counts labels, of which each prompt has one.
-        return {
-            **rollout._asdict(),
-            **pair_index([ranking.ranks for ranking in rankings], n_prompts=1)._asdict(),
-            "labels": torch.ones(len(rankings), dtype=torch.long),
-        }
-
-
-class RankingTrainer(Trainer):
-    """Hugging Face's Trainer with InstructGPT's ranking loss."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here, not by the Trainer
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        pairs = PairIndex(*(inputs[name] for name in PairIndex._fields))
-        rewards = model(**{name: inputs[name] for name in Rollout._fields})
-        loss = kwise_ranking_loss(rewards, pairs) / num_items_in_batch
-        if self.state.global_step % self.args.logging_steps == 0:
-            accuracy = pair_accuracy(rewards.detach(), pairs).item()
-            margin = (rewards[pairs.winner] - rewards[pairs.loser]).mean().item()
-            self.log({"pair_accuracy": accuracy, "margin": margin})
-        return (loss, rewards) if return_outputs else loss
 
 
 def normalise(

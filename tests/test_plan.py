@@ -52,7 +52,7 @@ def test_a_plan_is_the_same_every_time(path: Path) -> None:
         ("--ppo.optimizer.learning_rate=0.5", ["ppo", "evaluate"]),
         ("--evaluate.n_prompts=8", ["evaluate"]),
         ("--sft.micro_batch_size=4", []),
-        ("--reward_model.micro_batch_prompts=2", []),
+        ("--reward_model.micro_batch_tokens=200", []),
         ("--ppo.micro_batch=2", []),
         ("--ppo.device=auto", []),
         ("--tracking.project=elsewhere", []),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_recipe import Chain, job
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import AutoModelForSequenceClassification
 
 from data_schema import Comparison, Demonstration, Message, load_all, read_records, write_records
 from data_schema.sources import Source
@@ -16,7 +16,7 @@ from policy.encoding import encode_answers
 from policy.language_model import load_tokenizer
 from reward.scalar_model import load_scalar_model
 from reward.scoring import score_responses
-from stages import reward_model
+from stages import ranking_trainer, reward_model
 from stages.comparisons import TRAIN_FILE
 from stages.configs import RewardModelConfig
 from stages.recipe import load_recipe
@@ -59,9 +59,9 @@ def written(folder: Path, records: list[Comparison]) -> list[Source]:
     return [Source(str(folder / "comparisons.jsonl"))]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 3])
-def test_micro_batches_of_unequal_k_give_the_gradient_of_the_whole_batch(
-    chain: Chain, tmp_path: Path, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("tokens", "n_parts"), [(0, 1), (1, len(UNEQUAL)), (80, None)])
+def test_parts_of_unequal_k_give_the_gradient_of_the_whole_batch(
+    chain: Chain, tmp_path: Path, tokens: int, n_parts: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the Trainer, as the stage runs it: one step, its gradient against eq. 1 worked out answer by answer."""
     gradients: list[torch.Tensor] = []
@@ -75,10 +75,10 @@ def test_micro_batches_of_unequal_k_give_the_gradient_of_the_whole_batch(
         optimizer = Watching([p for p in parameters if p.requires_grad], lr=0.0)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
 
-    before = Trainer.training_step
+    before = ranking_trainer.kwise_ranking_loss
     monkeypatch.setattr(reward_model, "make_optimizer", watched)
     monkeypatch.setattr(
-        Trainer, "training_step", lambda *a, **k: losses.append((loss := before(*a, **k)).item()) or loss
+        ranking_trainer, "kwise_ranking_loss", lambda *a: losses.append((loss := before(*a)).item()) or loss
     )
     train(
         chain,
@@ -86,7 +86,7 @@ def test_micro_batches_of_unequal_k_give_the_gradient_of_the_whole_batch(
         data=written(tmp_path, UNEQUAL),
         held_out=0.0,
         batch_prompts=len(UNEQUAL),
-        micro_batch_prompts=micro_batch,
+        micro_batch_tokens=tokens,
         normalise_on="demonstrations",
         optimizer=OptimizerConfig(max_grad_norm=1e9),
     )
@@ -106,7 +106,7 @@ def test_micro_batches_of_unequal_k_give_the_gradient_of_the_whole_batch(
     (gradient,) = gradients
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)
     assert sum(losses) == pytest.approx(loss.item(), rel=1e-4)
-    assert len(losses) == len(UNEQUAL) // micro_batch
+    assert len(losses) == n_parts or (n_parts is None and 1 < len(losses) < len(UNEQUAL))
 
 
 def test_a_prompt_whose_answers_all_tie_and_one_that_is_too_long_are_dropped_and_counted(

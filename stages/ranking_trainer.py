@@ -1,0 +1,112 @@
+"""How the reward model is trained: rankings in batches, InstructGPT's loss, on Hugging Face's Trainer.
+
+A prompt's answers are read in one pass that reads the prompt once (reward/shared_prompt.py); all their pairs belong to
+one batch element, whatever pieces a step is cut into.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_index
+from reward.shared_prompt import PackedAnswers, can_share_prompt, pack_answers, packed_scores
+
+logger = logging.getLogger("triptych.reward_model")
+
+
+class Ranking(NamedTuple):
+    """A comparison as ids."""
+
+    prompt: list[int]
+    responses: list[list[int]]  # each with its EOS
+    ranks: tuple[int, ...]  # 1 = best, equal = tie
+
+
+def shares_prompts(model: PreTrainedModel, rankings: Sequence[Ranking], pad_id: int) -> bool:
+    """Whether this model can read a prompt once for all its answers, tried on a few short rankings."""
+    few = sorted(rankings, key=lambda r: len(r.prompt) + sum(map(len, r.responses)))[:4]
+    able = can_share_prompt(model, [r.prompt for r in few], [r.responses for r in few], pad_id)
+    if not able:
+        logger.info("reward_model: %s reads every answer with its prompt, one by one", type(model).__name__)
+    return able
+
+
+class RankingModule(nn.Module):
+    """The scalar model behind a plain `forward`, so that the Trainer's wrappers see every pass."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **packed: Tensor) -> Tensor:
+        """Tensors of a PackedAnswers -> (answers,) raw scores."""
+        return packed_scores(bare(self.model), PackedAnswers(**packed), normalised=False)
+
+
+def bare(model: Any) -> Any:
+    """The model that adapters, if any, were put into."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class RankingCollator:
+    """The rankings of one optimiser step -> parts of at most `tokens` tokens (0: one part), each with all pairs of its
+    prompts. The weights of all parts' pairs sum to 1, so the sum of their losses is the loss of the step."""
+
+    def __init__(self, pad_id: int, hidden_size: int, share_prompts: bool, tokens: int) -> None:
+        self.pad_id, self.hidden_size, self.share_prompts, self.tokens = pad_id, hidden_size, share_prompts, tokens
+
+    def __call__(self, rankings: Sequence[Ranking]) -> dict[str, Any]:
+        return {"parts": [self.part(rows, len(rankings)) for rows in self.parts(rankings)]}
+
+    def parts(self, rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+        """Rankings of like length share a part; one that is over the budget alone stands alone."""
+        if not self.tokens:
+            return [list(rankings)]
+        parts: list[list[Ranking]] = []
+        held = 0
+        for ranking in sorted(rankings, key=lambda r: len(r.prompt) + sum(map(len, r.responses))):
+            ids = self.pack([ranking]).ids
+            if not parts or held + ids.numel() > self.tokens:
+                parts.append([])
+                held = 0
+            parts[-1].append(ranking)
+            held += ids.numel()
+        return parts
+
+    def pack(self, rankings: Sequence[Ranking]) -> PackedAnswers:
+        prompts, answers = [r.prompt for r in rankings], [r.responses for r in rankings]
+        return pack_answers(prompts, answers, self.pad_id, self.hidden_size, self.share_prompts)
+
+    def part(self, rankings: Sequence[Ranking], n_prompts: int) -> dict[str, Any]:
+        pairs = pair_index([ranking.ranks for ranking in rankings], n_prompts=n_prompts)
+        return {"packed": self.pack(rankings)._asdict(), "pairs": pairs._asdict()}
+
+
+class RankingTrainer(Trainer):
+    """Hugging Face's Trainer with InstructGPT's ranking loss, part by part of a step."""
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        right = margin = n_pairs = 0.0
+        for part in self._prepare_inputs(inputs)["parts"]:
+            pairs = PairIndex(**part["pairs"])
+            with self.compute_loss_context_manager():
+                rewards = model(**part["packed"])
+                loss = kwise_ranking_loss(rewards, pairs)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            if self.state.global_step % self.args.logging_steps == 0:
+                difference = rewards.detach()[pairs.winner] - rewards.detach()[pairs.loser]
+                right += (difference > 0).sum().item()
+                margin += difference.sum().item()
+                n_pairs += len(difference)
+        if n_pairs:
+            self.log({"pair_accuracy": right / n_pairs, "margin": margin / n_pairs})
+        return total
