@@ -1,7 +1,10 @@
 """The nouns on disk: records, the published formats they come from, templates and splits. No torch."""
 
 from data_schema.errors import DataError
+from data_schema.few_shot import ChainOfThought, FewShot
 from data_schema.files import read_records, read_rows, write_records
+from data_schema.held_out import HeldOutTasks
+from data_schema.mixtures import Mixture
 from data_schema.records import (
     Comparison,
     Demonstration,
@@ -21,11 +24,15 @@ from data_schema.templates import TEMPLATES, Template, template
 
 __all__ = [
     "TEMPLATES",
+    "ChainOfThought",
     "Comparison",
     "DataError",
     "Demonstration",
     "Document",
+    "FewShot",
+    "HeldOutTasks",
     "Message",
+    "Mixture",
     "Prompt",
     "Record",
     "Records",

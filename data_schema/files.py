@@ -1,23 +1,17 @@
-"""Rows in files and records in files: JSONL, JSON, CSV, TSV, Parquet and plain text, each also gzipped."""
+"""Rows in files and records in files."""
 
-import codecs
 import gzip
-import io
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from data_schema.errors import DataError
-from data_schema.records import KIND_NAMES, R, Record, describe, from_dict, to_dict
+from data_schema.file_types import READERS, NumberedRows, Row, read_tsv_without_header
+from data_schema.records import KIND_NAMES, R, Record, from_dict, to_dict
 from data_schema.table import from_row, rows_to_table
-
-Row = dict[str, Any]
-NumberedRows = Iterator[tuple[int, Row | DataError]]
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
@@ -31,8 +25,10 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def rows_or_errors(path: str | Path) -> NumberedRows:
+def rows_or_errors(path: str | Path, header: Sequence[str] | None = None) -> NumberedRows:
     """As `read_rows`, with a DataError in the place of a row that cannot be read while the next ones can.
+
+    `header` names the cells of a .tsv that begins with its first row; for other files it means nothing.
 
     Raises DataError, at the call, for a missing file or an unknown ending, and where nothing after can be read.
     """
@@ -41,6 +37,8 @@ def rows_or_errors(path: str | Path) -> NumberedRows:
     ending = file_ending(path.name)
     if ending is None:
         raise DataError(f"{path}: cannot tell the file type; name it with one of {', '.join(READERS)} (or those + .gz)")
+    if header is not None and ending == ".tsv":
+        return read_tsv_without_header(path, header)
     return READERS[ending](path)
 
 
@@ -68,166 +66,6 @@ def check_is_file(path: Path) -> None:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked. A broken gzip file is a DataError."""
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
-            yield stream  # type: ignore[misc]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again, or drop .gz from its name") from None
-
-
-def _decode(raw: bytes, path: Path, row: int) -> str:
-    if row == 1:
-        raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{row}: not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start + 1});"
-            f" convert it, for example: iconv -f ISO-8859-1 -t UTF-8 {path.name}",
-            reason="not UTF-8",
-        ) from None
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    # Bytes are split, not text: U+2028 inside a JSON string ends no line.
-    with _open(path) as stream:
-        yield from enumerate(stream, start=1)
-
-
-def _object_or_error(value: object, path: Path, row: int) -> Row | DataError:
-    if isinstance(value, dict):
-        return value
-    return DataError(
-        f"{path}:{row}: a row must be a JSON object, found {describe(value)}", reason="row is not an object"
-    )
-
-
-def _read_jsonl(path: Path) -> NumberedRows:
-    for row, raw in _raw_lines(path):
-        try:
-            line = _decode(raw, path, row)
-            if line.strip():
-                yield row, _object_or_error(json.loads(line), path, row)
-        except json.JSONDecodeError as error:
-            hint = "; this seems a JSON array, name the file .json" if line.strip() == "[" else ""
-            what = f"broken JSON ({error.msg} at column {error.colno}){hint}"
-            yield row, DataError(f"{path}:{row}: {what}", reason="broken JSON")
-        except DataError as error:
-            yield row, error
-
-
-def _read_json(path: Path) -> NumberedRows:
-    """An array of objects; also JSON lines or a single object under a .json name."""
-    with _open(path) as stream:
-        raw = stream.read()
-    if raw.removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"[":
-        try:
-            only = json.loads(raw.decode("utf-8-sig"))
-        except ValueError:
-            yield from _read_jsonl(path)
-        else:
-            yield 1, _object_or_error(only, path, 1)
-        return
-    yield from _array_items(_decode(raw, path, 1), path)
-
-
-def _array_items(text: str, path: Path) -> NumberedRows:
-    """Items one after another, so that a large array never stands in memory as Python objects."""
-    decoder = json.JSONDecoder()
-
-    def after_space(at: int) -> int:
-        while at < len(text) and text[at] in " \t\r\n":
-            at += 1
-        return at
-
-    def broken(what: str, at: int) -> DataError:
-        line = text.count("\n", 0, at) + 1
-        return DataError(f"{path}:{row}: broken JSON array ({what}, line {line}); repair it", reason="broken JSON")
-
-    at, row = after_space(text.index("[") + 1), 1
-    if text[at : at + 1] == "]":
-        return
-    while True:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise broken(error.msg, error.pos) from None
-        yield row, _object_or_error(value, path, row)
-        at = after_space(end)
-        if text[at : at + 1] == "]":
-            return
-        if text[at : at + 1] != ",":
-            raise broken("neither ',' nor ']' after the item", at)
-        at, row = after_space(at + 1), row + 1
-
-
-def _read_separated(path: Path, separator: str) -> NumberedRows:
-    import csv
-
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 kB
-    lines = (_decode(raw, path, row) for row, raw in _raw_lines(path))
-    reader = csv.DictReader(lines, delimiter=separator, strict=True)
-    rows = enumerate(reader, start=1)
-    row = 0
-    while True:
-        try:
-            row, cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{path}:{row + 1}: broken CSV ({error}); check its quotes", reason="broken CSV") from None
-        names = list(reader.fieldnames or [])
-        if None in cells or None in cells.values():
-            n_cells = len(names) + len(cells.get(None) or ()) - sum(value is None for value in cells.values())
-            yield (
-                row,
-                DataError(
-                    f"{path}:{row}: {n_cells} cells where the header has {len(names)} ({', '.join(names)});"
-                    " quote cells that hold separators",
-                    reason="cells and header differ in number",
-                ),
-            )
-        else:
-            yield row, cells
-
-
-def _read_text(path: Path) -> NumberedRows:
-    for row, raw in _raw_lines(path):
-        try:
-            text = _decode(raw, path, row).rstrip("\r\n")
-            if text.strip():
-                yield row, {"text": text}
-        except DataError as error:
-            yield row, error
-
-
-def _read_parquet(path: Path) -> NumberedRows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with _open(path) as stream:
-        packed = path.name.lower().endswith(".gz")
-        try:
-            batches = pq.ParquetFile(io.BytesIO(stream.read()) if packed else stream).iter_batches(batch_size=1024)
-            rows: Iterable[Row] = chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from enumerate(rows, start=1)
-        except pa.ArrowException as error:
-            raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-
-
-READERS: dict[str, Callable[[Path], NumberedRows]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": lambda path: _read_separated(path, ","),
-    ".tsv": lambda path: _read_separated(path, "\t"),
-    ".parquet": _read_parquet,
-    ".txt": _read_text,
-}
 
 
 def read_records(path: str | Path, kind: type[R]) -> Iterator[R]:

@@ -5,13 +5,15 @@ trap that the format is known for (always dropped and counted), or a list of the
 (a tree, a task file). It raises DataError for everything else that is wrong. What no field holds goes into `meta`.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from data_schema import formats_alpaca as alpaca
+from data_schema import formats_dialogues as dialogues
+from data_schema import formats_instructions as instructions
 from data_schema import formats_preference as preference
 from data_schema.errors import DataError, did_you_mean
-from data_schema.format_parts import Origin, Outcome, Reader, Row, prompt_of, rest, text_of
+from data_schema.format_parts import Drop, Format, Origin, Outcome, Reader, Row, prompt_of, rest, text_of
+from data_schema.formats_comparisons import COMPARISON_FORMATS
+from data_schema.formats_dialogues import DIALOGUE_FORMATS
+from data_schema.formats_instructions import INSTRUCTION_FORMATS
 from data_schema.records import (
     KIND_NAMES,
     Comparison,
@@ -21,17 +23,10 @@ from data_schema.records import (
     Prompt,
     R,
     check_list,
-    check_text,
     parse_messages,
+    prompt_messages,
 )
 from data_schema.table import from_row
-
-
-class Format(NamedTuple):
-    columns: frozenset[str]  # a row of this format has at least these ..
-    looks_right: Callable[[Row], bool]  # .. and passes this
-    readers: dict[type, Reader]
-
 
 # ---- our own records
 
@@ -45,6 +40,14 @@ def _is_own(row: Row) -> bool:
 
 def _own(kind: type[R]) -> Reader:
     return lambda row, origin: from_row(kind, row)
+
+
+def _own_prompt(row: Row, origin: Origin) -> Outcome:
+    """A prompt, or that of a demonstration or comparison."""
+    if "messages" not in row and "responses" not in row:
+        return from_row(Prompt, row)
+    whole = from_row(Demonstration, row) if "messages" in row else from_row(Comparison, row)
+    return Prompt(whole.id, whole.source, prompt_messages(whole), whole.group, whole.meta)
 
 
 # ---- conversations, completions, prompts, ranked lists, plain text
@@ -65,22 +68,31 @@ def messages_prompt(row: Row, origin: Origin) -> Outcome:
 GPT3_END = "<|endoftext|>"
 
 
+def _is_gpt3(row: Row) -> bool:
+    """In GPT-3's fine-tuning form ("question\\n\\n", " answer<|endoftext|>"), whose white space only separates."""
+    return isinstance(row.get("completion"), str) and row["completion"].rstrip().endswith(GPT3_END)
+
+
 def prompt_completion_demonstration(row: Row, origin: Origin) -> Outcome:
-    """A completion in GPT-3's fine-tuning form (" text<|endoftext|>") loses that form: templates add their own EOS."""
+    """A completion in GPT-3's form loses that form: templates add their own EOS."""
     if isinstance(row["completion"], list):
         answer = parse_messages(row["completion"], "completion")
     else:
-        text = text_of(row, "completion").rstrip()
-        if text.endswith(GPT3_END):
-            text = check_text(text.removesuffix(GPT3_END).strip(), "completion")
-        else:
-            text = row["completion"]
+        text = text_of(row, "completion")
+        if _is_gpt3(row):
+            text = text.rstrip().removesuffix(GPT3_END).strip()
+            if not text:
+                return Drop("empty completion")  # some of P3's templates leave out some rows in this way
         answer = (Message("assistant", text),)
-    return Demonstration(*origin, messages=(*prompt_of(row), *answer), meta=rest(row, "prompt", "completion"))
+    return Demonstration(*origin, messages=(*_asked(row), *answer), meta=rest(row, "prompt", "completion"))
+
+
+def _asked(row: Row) -> tuple[Message, ...]:
+    return prompt_of({**row, "prompt": text_of(row, "prompt").strip()} if _is_gpt3(row) else row)
 
 
 def prompt_only(row: Row, origin: Origin) -> Outcome:
-    return Prompt(*origin, prompt=prompt_of(row), meta=rest(row, "prompt", "completion"))
+    return Prompt(*origin, prompt=_asked(row), meta=rest(row, "prompt", "completion"))
 
 
 def ranked_comparison(row: Row, origin: Origin) -> Outcome:
@@ -126,7 +138,9 @@ def _any(row: Row) -> bool:
 
 # The first that fits a row wins, so what needs more columns stands before what needs fewer.
 FORMATS: dict[str, Format] = {
-    "records": Format(frozenset({"id", "source"}), _is_own, {kind: _own(kind) for kind in KIND_NAMES}),
+    "records": Format(
+        frozenset({"id", "source"}), _is_own, {**{kind: _own(kind) for kind in KIND_NAMES}, Prompt: _own_prompt}
+    ),
     "hh": Format(
         frozenset({"chosen", "rejected"}),
         _is_hh,
@@ -136,6 +150,7 @@ FORMATS: dict[str, Format] = {
             Prompt: preference.hh_prompt,
         },
     ),
+    **COMPARISON_FORMATS,
     "alpaca_preference": Format(
         frozenset({"instruction", "chosen", "rejected"}),
         _any,
@@ -151,10 +166,9 @@ FORMATS: dict[str, Format] = {
         {Comparison: alpaca.alpaca_ranking, Demonstration: alpaca.alpaca_best, Prompt: alpaca.alpaca_prompt},
     ),
     "alpaca": Format(
-        frozenset({"instruction", "output"}),
-        _has_no_verdict,
-        {Demonstration: alpaca.alpaca_demonstration, Prompt: alpaca.alpaca_prompt},
+        frozenset({"instruction", "output"}), _has_no_verdict, alpaca.instruction_readers("input", "output")
     ),
+    **INSTRUCTION_FORMATS,
     "preference": Format(
         frozenset({"prompt", "chosen", "rejected"}),
         _any,
@@ -176,6 +190,7 @@ FORMATS: dict[str, Format] = {
     "ranked": Format(
         frozenset({"prompt", "responses", "ranks"}), _any, {Comparison: ranked_comparison, Prompt: ranked_prompt}
     ),
+    **DIALOGUE_FORMATS,
     "messages": Format(
         frozenset({"messages"}), _has_no_verdict, {Demonstration: messages_demonstration, Prompt: messages_prompt}
     ),
@@ -184,7 +199,20 @@ FORMATS: dict[str, Format] = {
         _has_no_verdict,
         {Demonstration: prompt_completion_demonstration, Prompt: prompt_only},
     ),
+    "prompt_response": Format(
+        frozenset({"prompt", "response"}), _has_no_verdict, instructions.pair_readers("prompt", "response")
+    ),
     "prompt": Format(frozenset({"prompt"}), _has_no_verdict, {Prompt: prompt_only}),
+    "alpaca_text": Format(
+        frozenset({"text"}),
+        alpaca.is_alpaca_text,
+        {Demonstration: alpaca.alpaca_text_demonstration, Prompt: alpaca.alpaca_text_prompt},
+    ),
+    "guanaco_text": Format(
+        frozenset({"text"}),
+        dialogues.is_guanaco_text,
+        {Demonstration: dialogues.guanaco_demonstration, Prompt: dialogues.guanaco_prompt},
+    ),
     "text": Format(frozenset({"text"}), _any, {Document: text_document}),
 }
 
@@ -201,9 +229,14 @@ def recognise(row: Row) -> str:
     for name, form in FORMATS.items():
         if form.columns <= row.keys() and form.looks_right(row):
             return name
+    headless = [name for name, form in FORMATS.items() if form.header and len(form.header) == len(row)]
+    hint = f" ({' or '.join(headless)} for a .tsv without a header line)" if headless else ""
+    shown = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in row)
+    near = sorted(FORMATS, key=lambda name: -len(FORMATS[name].columns & row.keys()) / len(FORMATS[name].columns))[:3]
+    wanted = "; ".join(f"{name}: {', '.join(sorted(FORMATS[name].columns))}" for name in near)
     raise DataError(
-        f"no known format has the columns {', '.join(row) or '(none)'} with such values; rename them to fit one of"
-        f" {', '.join(FORMATS)} (docs/data_formats.md), or name the format",
+        f"no known format has the columns {shown or '(none)'} with such values; rename them to fit one of"
+        f" docs/data_formats.md (nearest are {wanted}), or name the format{hint}",
         field="format",
     )
 

@@ -23,7 +23,7 @@ from data_schema.records import (
 HH_MARK = re.compile(r"\n\n(Human|Assistant):")
 
 
-def _hh_transcript(transcript: str) -> tuple[tuple[Message, ...], str] | Drop:
+def hh_transcript(transcript: str) -> tuple[tuple[Message, ...], str] | Drop:
     """(the messages up to the last answer, the last answer), or why not."""
     start, *parts = HH_MARK.split(transcript)
     speakers, texts = parts[0::2], [text.strip() for text in parts[1::2]]
@@ -47,7 +47,7 @@ def hh_comparison(row: Row, origin: Origin) -> Outcome:
     before = [text.rpartition("\n\nAssistant:")[0] for text in texts]
     if before[0] != before[1]:
         return Drop("prompts differ")
-    chosen, rejected = _hh_transcript(texts[0]), _hh_transcript(texts[1])
+    chosen, rejected = hh_transcript(texts[0]), hh_transcript(texts[1])
     if isinstance(chosen, Drop):
         return chosen
     if isinstance(rejected, Drop):
@@ -65,7 +65,7 @@ def hh_comparison(row: Row, origin: Origin) -> Outcome:
 
 
 def hh_demonstration(row: Row, origin: Origin) -> Outcome:
-    chosen = _hh_transcript(text_of(row, "chosen"))
+    chosen = hh_transcript(text_of(row, "chosen"))
     if isinstance(chosen, Drop):
         return chosen
     prompt, answer = chosen
@@ -76,7 +76,7 @@ def hh_demonstration(row: Row, origin: Origin) -> Outcome:
 
 
 def hh_prompt(row: Row, origin: Origin) -> Outcome:
-    chosen = _hh_transcript(text_of(row, "chosen"))
+    chosen = hh_transcript(text_of(row, "chosen"))
     if isinstance(chosen, Drop):
         return chosen
     return Prompt(*origin, prompt=chosen[0], group=_hh_group(chosen[0]), meta=rest(row, "chosen", "rejected"))
@@ -107,7 +107,7 @@ def _answer_of(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tup
     return inside, answer
 
 
-def _preference_pair(row: Row) -> tuple[tuple[Message, ...], str, str]:
+def preference_pair(row: Row) -> tuple[tuple[Message, ...], str, str]:
     prompt = prompt_of(row) if row.get("prompt") is not None else None
     chosen_prompt, chosen = _answer_of(row, "chosen", prompt)
     rejected_prompt, rejected = _answer_of(row, "rejected", prompt)
@@ -121,7 +121,7 @@ def _preference_meta(row: Row) -> dict[str, Any]:
 
 
 def preference_comparison(row: Row, origin: Origin) -> Outcome:
-    prompt, chosen, rejected = _preference_pair(row)
+    prompt, chosen, rejected = preference_pair(row)
     return Comparison(
         *origin,
         prompt=prompt,
@@ -133,9 +133,9 @@ def preference_comparison(row: Row, origin: Origin) -> Outcome:
 
 
 def preference_demonstration(row: Row, origin: Origin) -> Outcome:
-    prompt, chosen, _ = _preference_pair(row)
+    prompt, chosen, _ = preference_pair(row)
     return Demonstration(*origin, messages=(*prompt, Message("assistant", chosen)), meta=_preference_meta(row))
 
 
 def preference_prompt(row: Row, origin: Origin) -> Outcome:
-    return Prompt(*origin, prompt=_preference_pair(row)[0], meta=_preference_meta(row))
+    return Prompt(*origin, prompt=preference_pair(row)[0], meta=_preference_meta(row))

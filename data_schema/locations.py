@@ -1,6 +1,7 @@
-"""What a source's path names: a file here, a data set on the hub, or a Python function; and how to get at it."""
+"""What a source's path names: files here, a data set on the hub, or a Python function; and how to get at it."""
 
 import ast
+import glob
 import importlib
 import importlib.util
 import os
@@ -13,6 +14,10 @@ from data_schema.errors import DataError
 from data_schema.files import check_is_file, file_ending
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class FileLocation(NamedTuple):
+    paths: tuple[Path, ...]  # one, or those of a folder or pattern in the order of their names
 
 
 class HubLocation(NamedTuple):
@@ -29,7 +34,7 @@ class PythonLocation(NamedTuple):
     function: str
 
 
-Location = Path | HubLocation | PythonLocation
+Location = FileLocation | HubLocation | PythonLocation
 
 
 def locate(path: str) -> Location:
@@ -42,12 +47,16 @@ def locate(path: str) -> Location:
         if len(parts) != 3 or not all(parts):
             raise DataError(f"{path}: a Python source is written python:module:function", field="path")
         return PythonLocation(parts[1], parts[2])
-    here = Path(path).expanduser()
-    data_folder = os.environ.get("TRIPTYCH_DATA")
-    there = Path(data_folder).expanduser() / here if data_folder else here
+    here, there = places(path)
     for candidate in (here, there):
         if candidate.is_file():
-            return candidate
+            return FileLocation((candidate,))
+        if candidate.is_dir():
+            return FileLocation(_data_files(path, map(str, candidate.iterdir())))
+        if glob.has_magic(path) and (found := glob.glob(str(candidate), recursive=True)):
+            return FileLocation(_data_files(path, found))
+    if glob.has_magic(path):
+        raise DataError(f"{path}: no file fits this pattern; check it and the current folder", field="path")
     name, _, folder = path.partition(":")
     if here.exists() or there.exists() or file_ending(path) or path.startswith((".", "/", "~")):
         check_is_file(there if there.exists() or not here.parent.is_dir() else here)  # complains: it is none
@@ -57,6 +66,28 @@ def locate(path: str) -> Location:
             field="path",
         )
     return HubLocation(name, folder or None)
+
+
+def places(path: str) -> tuple[Path, Path]:
+    """Where a file of this path may be: from the current folder, and from the folder in TRIPTYCH_DATA."""
+    here = Path(path).expanduser()
+    data_folder = os.environ.get("TRIPTYCH_DATA")
+    return here, Path(data_folder).expanduser() / here if data_folder else here
+
+
+def _data_files(path: str, names: Iterable[str]) -> tuple[Path, ...]:
+    """The data files among `names`, sorted. Raises DataError when there is none, or when they are of several types."""
+    files = sorted(file for file in map(Path, names) if file_ending(file.name) and file.is_file())
+    endings = sorted({str(file_ending(file.name)) for file in files})
+    if not files:
+        raise DataError(f"{path}: holds no data file; name one", field="path")
+    if len(endings) > 1:
+        raise DataError(
+            f"{path}: holds files of several types ({', '.join(endings)}); give one of them, or a pattern such as"
+            f" {Path(path) / ('*' + endings[0]) if not glob.has_magic(path) else '*' + endings[0]}",
+            field="path",
+        )
+    return tuple(files)
 
 
 def hub_rows(location: HubLocation, split: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,20 +1,23 @@
-"""Sources: where records come from (a file, a hub data set, a Python function), and how they are read."""
+"""Sources: where records come from (files, a hub data set, a Python function), and how they are read."""
 
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from data_schema.errors import DataError
-from data_schema.files import Row, file_ending, rows_or_errors
-from data_schema.format_parts import Drop, Origin, Reader
+from data_schema.files import file_ending, rows_or_errors
+from data_schema.format_parts import Drop, NumberedRows, Origin, Reader, Row
 from data_schema.formats import FORMATS, check_format_name, reader_for, recognise
+from data_schema.held_out import HeldOutTasks, keep_out
 from data_schema.locations import (
+    FileLocation,
     HubLocation,
     PythonLocation,
     hub_revision,
@@ -23,6 +26,7 @@ from data_schema.locations import (
     python_files,
     python_function,
 )
+from data_schema.promptsource import find_templates, prompted
 from data_schema.records import KIND_NAMES, R
 from data_schema.table import Records, concatenate
 
@@ -38,7 +42,8 @@ class Source:
     """
 
     path: str
-    """A file, "owner/name" or "owner/name:folder" on the Hugging Face hub, or "python:module:function"."""
+    """A file, a folder or pattern of files, "owner/name" or "owner/name:folder" on the Hugging Face hub, or
+    "python:module:function"."""
     format: str = "auto"
     """A format of docs/data_formats.md, or "auto": told by the first row's columns."""
     split: str = "train"
@@ -49,6 +54,14 @@ class Source:
     """What a row that cannot be used does: stop with an error, or be dropped, counted and logged."""
     skip: int = 0
     """Rows passed over first."""
+    promptsource: str | None = None
+    """Templates of promptsource that turn raw rows into prompts: "file.yaml#template name", or "file.yaml" for all."""
+    weight: float | None = None
+    """Its share or its factor in a mixture (docs/mixtures.md); nothing without one."""
+    templates: int = 1
+    """How many sources word this data set, each with a template of its own; for a mixture's cap (T0)."""
+    held_out_tasks: HeldOutTasks | None = None
+    """Rows that must not be read here; a recipe's own `held_out_tasks` reaches all its training sources."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.strip():
@@ -58,8 +71,20 @@ class Source:
             raise DataError(f"limit must be at least 1, found {self.limit}; leave it out to read all", field="limit")
         if self.skip < 0:
             raise DataError(f"skip must not be negative, found {self.skip}", field="skip")
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise DataError(f"weight must be above 0, found {self.weight}; leave the source out", field="weight")
+        if self.templates < 1:
+            raise DataError(f"templates must be at least 1, found {self.templates}", field="templates")
         if self.on_bad_row not in ("error", "drop"):
             raise DataError(f"on_bad_row must be error or drop, found '{self.on_bad_row}'", field="on_bad_row")
+        if self.promptsource is not None and self.path.startswith("python:"):
+            raise DataError(
+                "promptsource fills rows, and a Python source gives records; leave it out", field="promptsource"
+            )
+        if self.promptsource is not None and self.format not in ("auto", "p3"):
+            raise DataError(
+                f"promptsource makes rows of format p3, not {self.format}; leave format out", field="format"
+            )
 
 
 def load(source: Source, kind: type[R], seed: int = 0) -> Records[R]:
@@ -75,6 +100,8 @@ def load(source: Source, kind: type[R], seed: int = 0) -> Records[R]:
         form, read = "python", _call(location, source, kind, seed)
     else:
         form, read = _read(location, source, kind, dropped)
+    if source.held_out_tasks is not None:
+        read = keep_out(read, source.held_out_tasks, source.path, dropped)
     records = Records.of(kind, read, format=form, fingerprint=mark, dropped=dropped)
     told = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
     if not len(records):
@@ -99,11 +126,12 @@ def load_all(sources: Sequence[Source], kind: type[R], seed: int = 0) -> Records
 def fingerprint(source: Source, seed: int = 0) -> str:
     """A digest that changes when the source's records may change, without reading rows.
 
-    A file gives its bytes; a Python function its module's source (with the modules beside it that it imports) and the
+    Files give their bytes; a Python function its module's source (with the modules beside it that it imports) and the
     seed; a hub data set its name and, where it can be found out, its revision.
     """
     location = locate(source.path)
-    settings = {key: value for key, value in asdict(source).items() if key != "path"}
+    apart = ("path", "promptsource", "weight", "templates")  # no part of what a row says, or taken in below
+    settings = {key: value for key, value in asdict(source).items() if key not in apart}
     if isinstance(location, PythonLocation):
         settings |= {"function": location.function, "seed": seed}
         contents = [path.read_bytes() for path in python_files(location.module)]
@@ -111,9 +139,15 @@ def fingerprint(source: Source, seed: int = 0) -> str:
         settings |= {"name": location.name, "folder": location.folder, "revision": hub_revision(location.name)}
         contents = []
     else:
-        settings["ending"] = file_ending(location.name)
-        with open(location, "rb") as stream:
-            contents = [hashlib.file_digest(stream, "sha256").digest()]
+        settings["ending"] = file_ending(location.paths[0].name)
+        contents = []
+        for path in location.paths:
+            with open(path, "rb") as stream:
+                contents.append(hashlib.file_digest(stream, "sha256").digest())
+    if source.promptsource is not None:
+        templates, name = find_templates(source.promptsource)
+        settings["template"] = name
+        contents.append(templates.read_bytes())
     return _digest(json.dumps(settings, sort_keys=True).encode(), *contents)
 
 
@@ -133,44 +167,90 @@ def _call(location: PythonLocation, source: Source, kind: type[R], seed: int) ->
         yield record
 
 
+class Table(NamedTuple):
+    """One file, or one data set on the hub."""
+
+    stem: str  # what the ids of its records begin with
+    place: str  # its name in errors
+    rows: Callable[[], NumberedRows]
+
+
+def _tables(location: FileLocation | HubLocation, source: Source) -> list[Table]:
+    if isinstance(location, HubLocation):
+        tables = [Table(location.stem, source.path, partial(hub_rows, location, source.split))]
+    else:
+        header = FORMATS[source.format].header if source.format in FORMATS else None
+        tables = [
+            Table(Path(path.name.removesuffix(".gz")).stem, str(path), partial(rows_or_errors, path, header))
+            for path in location.paths
+        ]
+    if source.promptsource is None:
+        return tables
+    return [table._replace(rows=partial(prompted, table.rows, source.promptsource, table.stem)) for table in tables]
+
+
+def _first_row(rows: NumberedRows) -> tuple[Row | None, NumberedRows]:
+    """(the first row that can be read, all rows)."""
+    start = []
+    for number, row in rows:
+        start.append((number, row))
+        if not isinstance(row, DataError):
+            return row, chain(start, rows)
+    return None, iter(start)
+
+
+def _rows_with(columns: frozenset[str], rows: NumberedRows) -> NumberedRows:
+    """The rows, with a DataError for each that lacks a column."""
+    for number, row in rows:
+        if not isinstance(row, DataError) and (missing := sorted(columns - row.keys())):
+            found = ", ".join(row) or "no columns"
+            row = DataError(f"'{missing[0]}' is missing; the row has {found}", field=missing[0])
+        yield number, row
+
+
 def _read(
-    location: Path | HubLocation, source: Source, kind: type[R], dropped: Counter[str]
+    location: FileLocation | HubLocation, source: Source, kind: type[R], dropped: Counter[str]
 ) -> tuple[str, Iterator[R]]:
-    """(format, records) of a file or hub data set; `dropped` is counted while the records are taken."""
-    rows: Iterator[tuple[int, Row | DataError]]
-    rows = hub_rows(location, source.split) if isinstance(location, HubLocation) else rows_or_errors(location)
-    rows = islice(rows, source.skip, None if source.limit is None else source.skip + source.limit)
-    # The format is told by the first row that can be read; those before it are kept for their errors.
-    start: list[tuple[int, Row | DataError]] = []
-    for item in rows:
-        start.append(item)
-        if not isinstance(item[1], DataError):
+    """(format, records) of files or a hub data set; `dropped` is counted while the records are taken."""
+    tables = iter(_tables(location, source))
+    # The format is told by the first row that can be read.
+    opened: list[tuple[Table, NumberedRows]] = []
+    first: Row | None = None
+    for table in tables:
+        first, rows = _first_row(table.rows())
+        opened.append((table, rows))
+        if first is not None:
             break
-    form, first = source.format, start[-1][1] if start else None
+    name = source.format
     reader: Reader | None = None
-    if first is not None and not isinstance(first, DataError):
+    if first is not None:
         try:
-            form = recognise(first) if form == "auto" else form
-            reader = reader_for(form, kind)
+            name = recognise(first) if name == "auto" else name
+            reader = reader_for(name, kind)
         except DataError as error:
             raise DataError(f"{source.path}: {error}", field=error.field) from None
-    stem = location.stem if isinstance(location, HubLocation) else Path(location.name.removesuffix(".gz")).stem
+
+    def all_rows() -> Iterator[tuple[Table, int, Row | DataError]]:
+        for table, rows in chain(opened, ((table, table.rows()) for table in tables)):
+            if reader is not None:
+                rows = _rows_with(FORMATS[name].columns, rows)
+                gather = FORMATS[name].gather
+                rows = gather(rows) if gather else rows
+            yield from ((table, number, row) for number, row in rows)
 
     def records() -> Iterator[R]:
-        for number, row in chain(start, rows):
+        stop = None if source.limit is None else source.skip + source.limit
+        for table, number, row in islice(all_rows(), source.skip, stop):
             try:
                 if isinstance(row, DataError):
                     raise row
                 assert reader is not None
-                for column in FORMATS[form].columns - row.keys():
-                    found = ", ".join(row) or "no columns"
-                    raise DataError(f"'{column}' is missing; the row has {found}", field=column)
-                outcome = reader(row, Origin(f"{stem}:{number}", source.path))
+                outcome = reader(row, Origin(f"{table.stem}:{number}", source.path))
             except DataError as error:
                 if source.on_bad_row == "drop":
                     dropped[error.reason] += 1
                     continue
-                place = "" if error is row else f"{source.path}:{number}: "
+                place = "" if str(error).startswith(f"{table.place}:") else f"{table.place}:{number}: "
                 raise DataError(
                     f"{place}{error}; mend or delete the row, or set on_bad_row: drop",
                     field=error.field,
@@ -183,4 +263,4 @@ def _read(
                     assert isinstance(record, kind)
                     yield record
 
-    return form, records()
+    return name, records()

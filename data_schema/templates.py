@@ -7,9 +7,13 @@ words and EOS stand inside `{% generation %}`, the tag by which Hugging Face tok
 
 The renderer drops the newline after a block tag, so newlines are written as Jinja strings. There is no BOS here:
 none of these formats has one, and a tokenizer that wants one adds it.
+
+A name that ends in .jinja or holds a "/" is a file's: a template of the user's, whose version is a digest of its text.
 """
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_schema.errors import DataError, did_you_mean
 
@@ -72,19 +76,49 @@ INSTRUCTGPT = Template(
 
 ALPACA = Template(
     "alpaca",
-    "1",
+    "2",
     _chat_template(
         preamble=(
-            "{% if messages[0]['role'] != 'system' %}Below is an instruction that describes a task."
-            " Write a response that appropriately completes the request.{% endif %}"
+            "{% if messages[0]['role'] != 'system' %}Below is an instruction that describes a task"
+            "{% if '\\n\\n' in messages[0]['content'].strip() %}, paired with an input that provides further context"
+            "{% endif %}. Write a response that appropriately completes the request.{% endif %}"
         ),
         system=CONTENT,
-        user="{{ '\\n\\n### Instruction:\\n' + message['content'] }}",
+        user="{{ '\\n\\n### Instruction:\\n' }}"
+        "{{ message['content'].strip().replace('\\n\\n', '\\n\\n### Input:\\n', 1) }}",
         opening="{{ '\\n\\n### Response:' }}",
         answer=CONTENT,
     ),
-    "Stanford Alpaca's prompt without an input block; later turns repeat the blocks, a system message replaces the"
-    " opening sentence.",
+    "Stanford Alpaca's two prompts: what follows the first empty line of a message is its input. Later turns repeat the"
+    " blocks, a system message replaces the opening sentence.",
+)
+
+FLAN = Template(
+    "flan",
+    "1",
+    _chat_template(
+        system=CONTENT,
+        user="{% if not loop.first %}{{ '\\n\\n\\n' }}{% endif %}Q: " + CONTENT,
+        opening="{{ '\\nA:' }}",
+        answer=SPACED_CONTENT,
+    ),
+    "Q: and A:, as many of FLAN's patterns; earlier turns stand as its exemplars do, two empty lines apart. FLAN's own"
+    " rows hold their pattern already: for those take plain.",
+)
+
+TLDR = Template(
+    "tldr",
+    "1",
+    _chat_template(
+        system=CONTENT,
+        # Published prompts end with the mark, others do not.
+        user=BLANK_LINE_UNLESS_FIRST + "{% set post = message['content'].rstrip() %}"
+        "{{ (post[:-6] if post.endswith('TL;DR:') else post).rstrip() }}",
+        opening="{{ '\\n\\nTL;DR:' }}",
+        answer=SPACED_CONTENT,
+    ),
+    "Summaries of Reddit posts (Stiennon et al. 2020; Huang et al. 2024): the message (SUBREDDIT, TITLE and POST, an"
+    " empty line between) and TL;DR:.",
 )
 
 HH = Template(
@@ -125,12 +159,30 @@ QUICKSTART = Template(
     "Word-level tokens with single spaces between them, for the tiny model of the quickstart.",
 )
 
-TEMPLATES = {t.name: t for t in (PLAIN, INSTRUCTGPT, ALPACA, HH, CHATML, QUICKSTART)}
+TEMPLATES = {t.name: t for t in (PLAIN, INSTRUCTGPT, ALPACA, FLAN, HH, TLDR, CHATML, QUICKSTART)}
 
 
 def template(name: str) -> Template:
-    """The template of that name. Raises DataError for an unknown one."""
+    """The template of that name, or in that file. Raises DataError for an unknown name and a file that is not there."""
+    if name.endswith(".jinja") or "/" in name:
+        return _template_file(Path(name).expanduser())
     if name not in TEMPLATES:
         hint = did_you_mean(name, TEMPLATES)
-        raise DataError(f"no template '{name}'.{hint} There are: {', '.join(TEMPLATES)}.", field="template")
+        raise DataError(
+            f"no template '{name}'.{hint} There are: {', '.join(TEMPLATES)}; or give a file such as {name}.jinja.",
+            field="template",
+        )
     return TEMPLATES[name]
+
+
+def _template_file(path: Path) -> Template:
+    try:
+        text = path.read_text(encoding="utf-8").removesuffix("\n")  # an editor's, not the template's
+    except FileNotFoundError:
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.jinja")])
+        raise DataError(f"no template file {path}.{near} Check the path.", field="template") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} cannot be read as a template: {error}; it must be UTF-8 text", field="template"
+        ) from None
+    return Template(path.stem, hashlib.sha256(text.encode()).hexdigest()[:12], text, f"The file {path}.")

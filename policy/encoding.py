@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data_schema.records import Message
-from data_schema.templates import template
+from data_schema.templates import TEMPLATES, template
 from policy.errors import ModelError
+
+BOS = "{{ bos_token }}"
 
 
 class Encoded(NamedTuple):
@@ -26,7 +29,10 @@ class Encoded(NamedTuple):
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    """Give the tokenizer the named template ("tokenizer": keep its own); returns the manifest's "name/version"."""
+    """Give the tokenizer the named template ("tokenizer": keep its own); returns the manifest's "name/version".
+
+    A user's own, from a file, is tried first. Raises ModelError, or DataError, where there is none that will do.
+    """
     if name == "tokenizer":
         if not tokenizer.chat_template:
             raise ModelError(
@@ -37,8 +43,33 @@ def set_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     # Our templates write no BOS and `_tokenize` adds none: for a tokenizer that puts one first the template does, so
     # that whoever serves the checkpoint does the same.
     wants_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    tokenizer.chat_template = ("{{ bos_token }}" if wants_bos else "") + chosen.chat_template
+    writes_bos = "bos_token" in chosen.chat_template  # a user's own may
+    tokenizer.chat_template = (BOS if wants_bos and not writes_bos else "") + chosen.chat_template
+    if chosen not in TEMPLATES.values():
+        _try_template(tokenizer, name)
     return f"{chosen.name}/{chosen.version}"
+
+
+def _try_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ModelError unless the template keeps prompts as prefixes and gives back the answers of a small talk."""
+    turns = ["Where?", "Here.", "When?", "Now."]
+    talk = [Message("assistant" if i % 2 else "user", text) for i, text in enumerate(turns)]
+    try:
+        pieces = segments(tokenizer, talk)
+    except TemplateError as error:
+        raise ModelError(f"template '{name}' is no Jinja chat template that works: {error}; mend the file.") from error
+    except ModelError as error:
+        raise ModelError(
+            f"template '{name}' changes a prompt's text once the answer is known: let it write what opens an assistant "
+            "turn under add_generation_prompt too, and end the turn with eos_token."
+        ) from error
+    found = [text.removesuffix(str(tokenizer.eos_token)).strip() for text, is_response in pieces if is_response]
+    asked = [text for text, is_response in pieces if not is_response]
+    if found != turns[1::2] or not all(turn in text for turn, text in zip(turns[::2], asked, strict=True)):
+        raise ModelError(
+            f"template '{name}' makes {found} of the answers {turns[1::2]}; let it write every message's content, and "
+            "under add_generation_prompt all that stands before an answer."
+        )
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opening: bool) -> str:

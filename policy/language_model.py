@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from policy.errors import ModelError
 
@@ -85,6 +92,38 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, source: str | Path)
         )
 
 
+def load_config(source: str | Path) -> PreTrainedConfig:
+    """What a model's config.json says; no weights are read."""
+    with clear_load_errors(source, "language model"):
+        return AutoConfig.from_pretrained(source)
+
+
+def is_encoder_decoder(source: str | Path) -> bool:
+    """Whether a model reads its prompt by an encoder of its own (T5, BART)."""
+    return bool(load_config(source).is_encoder_decoder)
+
+
+def check_decoder_only(source: str | Path) -> None:
+    """Raise ModelError for an encoder-decoder; transformers would load only the decoder of some of them."""
+    if is_encoder_decoder(source):
+        raise ModelError(
+            f"'{source}' is an encoder-decoder: sft and evaluate-tasks take one, but comparisons, reward_model, ppo "
+            "and evaluate need a decoder-only language model; give one."
+        )
+
+
+def load_weights(auto_class: Any, source: str | Path) -> PreTrainedModel:
+    """A model in float32, by one of transformers' Auto classes. Raises ModelError if the checkpoint lacks weights."""
+    with clear_load_errors(source, "language model"):
+        model, loading = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if loading["missing_keys"]:  # transformers fills them at random and goes on
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ModelError(
+            f"'{source}' lacks weights of a language model: {missing}; give a language model's own checkpoint."
+        )
+    return model
+
+
 def load_language_model(source: str | Path, device: torch.device, pad_token: str | None = None) -> LanguageModel:
     """A causal language model in float32 and its tokenizer, from a directory or the hub.
 
@@ -92,13 +131,18 @@ def load_language_model(source: str | Path, device: torch.device, pad_token: str
     Raises ModelError if the checkpoint cannot be loaded whole, or if padding is missing or the same as EOS.
     """
     tokenizer = load_tokenizer(source)
-    with clear_load_errors(source, "language model"):
-        model, loading = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    if loading["missing_keys"]:  # transformers fills them at random and goes on
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise ModelError(
-            f"'{source}' lacks weights of a language model: {missing}; give a language model's own checkpoint."
-        )
+    check_decoder_only(source)
+    return fit_special_tokens(load_weights(AutoModelForCausalLM, source), tokenizer, source, device, pad_token)
+
+
+def fit_special_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | Path,
+    device: torch.device,
+    pad_token: str | None,
+) -> LanguageModel:
+    """Model and tokenizer that agree on EOS and on a padding token of its own; see `load_language_model`."""
     if pad_token is not None and tokenizer.pad_token != pad_token:
         tokenizer.pad_token = pad_token
         if tokenizer.pad_token_id is None or pad_token not in tokenizer.get_vocab():

@@ -16,10 +16,7 @@ from policy.encoding import pad
 from policy.generate import sample_responses
 from policy.logprobs import TokenLogprobs, token_logprobs_from_hidden
 from policy.masks import mask_from_lengths
-
-# A group of rows read together ends where the next row is shorter than this share of its longest, if it is large enough
-# to be worth a call of its own.
-LIKE_LENGTH, GROUP_TOKENS = 0.6, 1024
+from policy.packing import states_of_sequences
 
 
 class Rollout(NamedTuple):
@@ -89,38 +86,11 @@ def collect_rollout(
 def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop: Tensor) -> Tensor:
     """(sum of stop - start, hidden): the body's last states at tokens [start, stop) of each row, row after row.
 
-    Tokens count from the prompt's first real one; start and stop are (batch,). Rows are read without the padding
-    between prompt and response and in groups of like length, so that little is computed for nothing. Under causal
-    attention padding on the right needs no mask: no real token sees it.
+    Tokens count from the prompt's first real one; start and stop are (batch,). Rows are read without their padding.
     """
     mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
-    to_the_left = (~mask).int().argsort(dim=1, stable=True)
-    ids = torch.cat([rollout.prompts, rollout.responses], dim=1).gather(1, to_the_left)
-    body = getattr(model, model.base_model_prefix)
-    counts = stop - start
-    first_place = counts.cumsum(0) - counts  # where a row's states begin in the result
-    states, places = [], []
-    for rows, width in like_length_groups(mask.sum(1)):
-        hidden = body(input_ids=ids[rows, :width], use_cache=False).last_hidden_state  # a cache would be thrown away
-        token = torch.arange(width, device=ids.device)
-        wanted = (token >= start[rows, None]) & (token < stop[rows, None])
-        states.append(hidden[wanted])
-        places.append((first_place[rows, None] + token - start[rows, None])[wanted])
-    return torch.cat(states)[torch.cat(places).argsort()]
-
-
-def like_length_groups(lengths: Tensor) -> list[tuple[Tensor, int]]:
-    """(batch,) lengths -> (rows, longest length) of groups of rows of like length, longest first."""
-    order = lengths.argsort(descending=True, stable=True)
-    groups, begin = [], 0
-    sorted_lengths = lengths[order].tolist()
-    for place in range(1, len(sorted_lengths) + 1):
-        longest = sorted_lengths[begin]
-        is_last = place == len(sorted_lengths)
-        if is_last or (sorted_lengths[place] < LIKE_LENGTH * longest and (place - begin) * longest >= GROUP_TOKENS):
-            groups.append((order[begin:place], longest))
-            begin = place
-    return groups
+    ids = torch.cat([rollout.prompts, rollout.responses], dim=1)[mask]
+    return states_of_sequences(model, ids, mask.sum(1), start, stop)
 
 
 def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:

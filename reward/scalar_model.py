@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from policy.errors import ModelError
-from policy.language_model import clear_load_errors
+from policy.language_model import check_decoder_only, clear_load_errors
 from policy.rollout import Rollout, states_between, unflatten
 from reward.normalisation import RewardNormalisation
 
@@ -22,6 +22,7 @@ from reward.normalisation import RewardNormalisation
 def from_language_model(source: str | Path, device: torch.device, seed: int) -> PreTrainedModel:
     """A scalar model on a language model's body; the head is drawn with standard deviation 1/sqrt(d+1)
     (lm-human-preferences; Huang et al. 2023, detail 11)."""
+    check_decoder_only(source)
     with clear_load_errors(source, "language model"):
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
     rng = torch.Generator().manual_seed(seed)
@@ -35,6 +36,7 @@ def from_language_model(source: str | Path, device: torch.device, seed: int) -> 
 def load_scalar_model(source: str | Path, device: torch.device) -> PreTrainedModel:
     """A published reward model, in float32. Raises ModelError for a directory that is none."""
     with clear_load_errors(source, "reward model"):
+        check_decoder_only(source)
         config = AutoConfig.from_pretrained(source)
         architecture = (getattr(config, "architectures", None) or ["?"])[0]
         if config.num_labels != 1 or "SequenceClassification" not in architecture:

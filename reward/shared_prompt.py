@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.encoding import pad
-from policy.rollout import like_length_groups
+from policy.packing import Places, pack_lengths
 from reward.scalar_model import scalars
 
-PADDING = -1
 EXACT = 1e-4  # what float32 may lose, relative to the score
 
 
 class PackedAnswers(NamedTuple):
-    """Rows of a prompt and answers to it; answers keep the order they were given in, over all rows."""
+    """Prompts with their answers behind them, laid side by side in rows; answers keep the order they were given in."""
 
     ids: Tensor  # (rows, width)
     positions: Tensor  # (rows, width) of a token in the text it belongs to
-    segments: Tensor  # (rows, width) 0 on the prompt, k on the row's k-th answer, PADDING on the right
+    segments: Tensor  # (rows, width) which prompt or answer of the row a token belongs to, from 1 on; 0 is padding
+    prompts: Tensor  # (rows, width) the segment of that token's prompt
     row: Tensor  # (answers,) where each answer's last token stands
     column: Tensor  # (answers,)
 
@@ -39,67 +38,69 @@ def pack_answers(
     share: bool = True,
 ) -> PackedAnswers:
     """`answers[i]` are those to `prompts[i]`; ids all. With `share` false every answer has a row of its own."""
-    ids: list[list[int]] = []
-    positions: list[list[int]] = []
-    segments: list[list[int]] = []
-    row: list[int] = []
-    column: list[int] = []
-    for prompt, prompt_answers in zip(prompts, answers, strict=True):
-        for k, answer in enumerate(prompt_answers):
-            n = len(ids[-1]) if ids else 0
+    texts: list[_Text] = []
+    for prompt, own in zip(prompts, answers, strict=True):
+        for k, answer in enumerate(own):
+            n = len(texts[-1].ids) if k else 0
             joined = _cost(n + len(answer), hidden_size) - _cost(n, hidden_size)
             if k == 0 or not share or joined > _cost(len(prompt) + len(answer), hidden_size):
-                ids.append(list(prompt))
-                positions.append(list(range(len(prompt))))
-                segments.append([0] * len(prompt))
-            ids[-1] += answer
-            positions[-1] += range(len(prompt), len(prompt) + len(answer))
-            segments[-1] += [segments[-1][-1] + 1] * len(answer)
-            row.append(len(ids) - 1)
-            column.append(len(ids[-1]) - 1)
-    return PackedAnswers(
-        pad(ids, pad_id, "right").ids,
-        pad(positions, 0, "right").ids,
-        pad(segments, PADDING, "right").ids,
-        torch.tensor(row),
-        torch.tensor(column),
+                texts.append(_Text(list(prompt), list(range(len(prompt))), [0] * len(prompt), []))
+            text = texts[-1]
+            text.ids.extend(answer)
+            text.positions.extend(range(len(prompt), len(prompt) + len(answer)))
+            text.segments.extend([len(text.ends) + 1] * len(answer))
+            text.ends.append(len(text.ids) - 1)
+    lengths = [len(text.ids) for text in texts]
+    places = (
+        pack_lengths(lengths) if share else Places(list(range(len(texts))), [0] * len(texts), len(texts), max(lengths))
     )
+    laid = torch.zeros(4, places.n_rows, places.width, dtype=torch.long)
+    laid[0] = pad_id
+    used = [0] * places.n_rows  # segments of a row so far
+    row: list[int] = []
+    column: list[int] = []
+    for text, at, begin in zip(texts, places.row, places.column, strict=True):
+        segments = torch.tensor(text.segments) + used[at] + 1
+        parts = torch.tensor(text.ids), torch.tensor(text.positions), segments, segments[:1].expand(len(segments))
+        laid[:, at, begin : begin + len(segments)] = torch.stack(parts)
+        used[at] += len(text.ends) + 1
+        row += [at] * len(text.ends)
+        column += [begin + end for end in text.ends]
+    return PackedAnswers(laid[0], laid[1], laid[2], laid[3], torch.tensor(row), torch.tensor(column))
+
+
+class _Text(NamedTuple):
+    """A prompt and answers to it, not yet laid anywhere."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]  # 0 on the prompt, k on the k-th answer
+    ends: list[int]  # where each answer's last token stands
 
 
 def _cost(width: int, hidden_size: int) -> float:
     """Of a row, in tokens: attention costs 4 * width * hidden per token and layer, everything else about
-    24 * hidden^2. A row is joined only as long as its wider attention is cheaper than reading the prompt again."""
+    24 * hidden^2. An answer joins only as long as the wider attention is cheaper than reading the prompt again."""
     return width * (1 + width / (6 * hidden_size))
 
 
 def packed_scores(model: PreTrainedModel, packed: PackedAnswers, normalised: bool = True) -> Tensor:
     """(answers,) float32 r(prompt, answer), each read at its last token."""
     body = getattr(model, model.base_model_prefix)
-    states, answers = [], []
-    for rows, width in like_length_groups((packed.segments != PADDING).sum(1)):
-        segments = packed.segments[rows, :width]
-        hidden = body(
-            input_ids=packed.ids[rows, :width],
-            attention_mask=_mask(model, segments),
-            position_ids=packed.positions[rows, :width],
-            use_cache=False,
-        ).last_hidden_state
-        place = torch.full((len(packed.ids),), -1, device=rows.device)
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        here = (place[packed.row] >= 0).nonzero().squeeze(1)
-        states.append(hidden[place[packed.row[here]], packed.column[here]])
-        answers.append(here)
-    return scalars(model, torch.cat(states)[torch.cat(answers).argsort()], normalised)
+    hidden = body(
+        input_ids=packed.ids, attention_mask=_mask(model, packed), position_ids=packed.positions, use_cache=False
+    ).last_hidden_state
+    return scalars(model, hidden[packed.row, packed.column], normalised)
 
 
-def _mask(model: PreTrainedModel, segments: Tensor) -> Tensor | None:
-    """(rows, 1, width, width) of what each token sees; None where plain causal attention does (padding on the right is
-    seen by padding alone)."""
-    if int(segments.max()) <= 1:
+def _mask(model: PreTrainedModel, packed: PackedAnswers) -> Tensor | None:
+    """(rows, 1, width, width) of what each token sees: its own segment up to itself, and its prompt. None for one
+    answer a row, where plain causal attention does the same (padding on the right is seen by padding alone)."""
+    if len(packed.row) == len(packed.ids):
         return None
-    causal = torch.ones(2 * [segments.shape[1]], dtype=torch.bool, device=segments.device).tril()
-    seen = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
-    mask = (seen & causal).unsqueeze(1)
+    causal = torch.ones(2 * [packed.ids.shape[1]], dtype=torch.bool, device=packed.ids.device).tril()
+    key = packed.segments[:, None, :]
+    mask = (((packed.segments[:, :, None] == key) | (packed.prompts[:, :, None] == key)) & causal).unsqueeze(1)
     if model.config._attn_implementation == "sdpa":
         return mask
     return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(

@@ -20,6 +20,14 @@ commands:
   run RECIPE                 all stages of a recipe; finished ones are skipped
   sft, comparisons, reward-model, ppo, evaluate  --config RECIPE
                              one stage of a recipe
+  sweep RECIPE --over KEY=V1,V2
+                             a stage under several settings, templates for instance, in one table
+  judge MODEL [--data FILE]  how far a reward model can be trusted, on one page (also: evaluate MODEL)
+  score MODEL FILE           a reward model's scores for the rows of a file
+  labeler-folds RECIPE       a reward model's accuracy on labelers it was not trained on
+  evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...
+                             models beside each other on held-out tasks, zero- or few-shot
+  data inspect SOURCE        what a data set holds and what is wrong with it, loss mask and leaks included
   log NAME                   where a checkpoint comes from: base -> SFT -> reward model -> policy
   verify [NAME]              check the hashes of one checkpoint, or of all
 
@@ -33,7 +41,14 @@ STAGE_COMMANDS = {
     "evaluate": "evaluate",
 }
 # Commands that live in a module of their own, as `command(words)`.
-TOOLS: dict[str, str] = {}
+TOOLS: dict[str, str] = {
+    "sweep": "stages.sweep",
+    "data": "stages.data_command",
+    "judge": "stages.judge",
+    "score": "stages.score",
+    "labeler-folds": "stages.labeler_folds",
+    "evaluate-tasks": "stages.task_command",
+}
 DEFAULT_ROOT = Path("out")
 
 
@@ -48,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The default action would end the process at once: what wandb holds would be lost, the run never closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     command, rest = words[0], words[1:]
+    if command == "evaluate" and rest and not rest[0].startswith("-"):
+        command = "judge"  # a stage takes options only, so this names a reward model
     if command == "run" or command in STAGE_COMMANDS:
         return guarded(partial(run_recipe, command, rest))
     if command in ("log", "verify"):

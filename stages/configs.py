@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_schema.few_shot import ChainOfThought, FewShot
+from data_schema.held_out import HeldOutTasks
+from data_schema.mixtures import Mixture, check_weights
 from data_schema.sources import Source
 from stages.errors import ConfigError
+from stages.reward_settings import RewardPart, check_ppo_rewards, check_rewards, reads_pipelines
 from stages.settings import (
     COUNT,
     INFINITY,
@@ -21,6 +25,7 @@ from stages.settings import (
     OptimizerConfig,
     SamplingConfig,
     check_bounds,
+    source_lists,
 )
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -38,7 +43,8 @@ class SftConfig:
     base_model: str
     """Directory or hub name of a pretrained causal language model."""
     template: str = "plain"
-    """How messages become text: a name of data_schema.templates, or "tokenizer" for the tokenizer's own."""
+    """How messages become text: a name of data_schema.templates, a file such as my.jinja, or "tokenizer" for the
+    tokenizer's own."""
     pad_token: str | None = None
     """The tokenizer's padding token, if it has none or if that is its EOS; added to the vocabulary when it is new."""
     held_out: float = 0.02
@@ -50,16 +56,23 @@ class SftConfig:
     """Demonstrations per forward pass; 0: all of a batch at once. Changes memory, not the gradient."""
     max_length: int = 1024
     """Tokens of a demonstration; longer ones are dropped and counted, never cut in silence."""
-    packing: bool = False
-    """Fill rows of max_length with several demonstrations, each attending to itself alone; batch_size then counts
-    rows."""
+    packing: bool = True
+    """Lay demonstrations side by side in rows, each seeing itself alone: the same gradient with less padding to
+    compute. A model that cannot read such rows gets one demonstration a row."""
     residual_dropout: float = 0.0
     """Dropout on what attention and MLP add to the residual stream (InstructGPT: 0.2)."""
+    mixture: Mixture | None = None
+    """How much of each source makes an epoch (docs/mixtures.md); null: all rows of all."""
+    few_shot: FewShot | None = None
+    """Exemplars before the question; null: none but those in the data."""
+    chain_of_thought: ChainOfThought | None = None
+    """Answers with the reasoning in meta's `rationale`; null: as the data have them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        check_weights("sft.data", self.data, self.mixture)
         check_bounds(self, held_out=(0, 0.9), epochs=POSITIVE, batch_size=COUNT, micro_batch_size=NOT_NEGATIVE)
         check_bounds(self, max_length=(8, INFINITY), residual_dropout=(0, 0.9))
 
@@ -136,6 +149,8 @@ class PpoConfig:
     """Policy to start from and reference of the KL; null: this pipeline's SFT model."""
     reward_model: str | None = None
     """null: this pipeline's reward model."""
+    rewards: list[RewardPart] = field(default_factory=lambda: [RewardPart()])
+    """Parts of which the reward is the weighted sum (docs/rewards.md)."""
     iterations: int = 100
     """Rollout and update so often."""
     rollout_batch: int = 512
@@ -204,6 +219,7 @@ class PpoConfig:
                 f"ppo.rollout_batch is {self.rollout_batch}; "
                 f"it must be a multiple of ppo.minibatches ({self.minibatches})"
             )
+        check_ppo_rewards(self.rewards, self.reward_model)
         if self.pretraining_coef > 0 and not self.pretraining_data:
             raise ConfigError("ppo.pretraining_coef is set, so ppo.pretraining_data must name plain text")
 
@@ -218,12 +234,15 @@ class EvaluateConfig:
     """Answer the first so many."""
     judge: JudgePath | None = None
     """Decides who wins; null: the reward model does, which is the very thing PPO pushed up, and the report says so."""
+    rewards: list[RewardPart] = field(default_factory=list)
+    """What scores the answers; empty: as ppo.rewards."""
     max_prompt_length: int = 512
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     device: Device = "auto"
 
     def __post_init__(self) -> None:
         check_bounds(self, n_prompts=(2, INFINITY), max_prompt_length=COUNT)
+        check_rewards("evaluate", self.rewards)
 
 
 @dataclass(frozen=True)
@@ -234,26 +253,38 @@ class TrackingConfig:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online with an account, else offline."""
     project: str = "triptych"
+    group: str | None = None
+    """W&B's group of the stages' runs; null: the recipe's name."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A base model's way through SFT, reward model, PPO and evaluation."""
+    """A base model's way through SFT, reward model, PPO and evaluation; it may end earlier."""
 
     section = "recipe"
     name: str
     sft: SftConfig
-    reward_model: RewardModelConfig
-    ppo: PpoConfig
-    evaluate: EvaluateConfig
+    reward_model: RewardModelConfig | None = None
+    ppo: PpoConfig | None = None
+    evaluate: EvaluateConfig | None = None
     comparisons: ComparisonsConfig | None = None
     """Present: comparisons are sampled from the SFT model and labelled by code."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    held_out_tasks: HeldOutTasks | None = None
+    """Tasks and sources that no training stage may read."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_bounds(self, seed=NOT_NEGATIVE)
-        if self.comparisons is None and not self.reward_model.data:
+        for section in ("comparisons", "reward_model", "ppo", "evaluate"):
+            for name, sources in source_lists(getattr(self, section)).items():
+                check_weights(f"{section}.{name}", sources, None)
+        if self.reward_model and self.comparisons is None and not self.reward_model.data:
             raise ConfigError("reward_model.data is empty and there is no comparisons step; give one of them")
+        if self.ppo and reads_pipelines(self.ppo.rewards) and not (self.reward_model or self.ppo.reward_model):
+            raise ConfigError("ppo needs a reward model; add a section reward_model, or name one as ppo.reward_model")
+        scored_by = (self.evaluate and self.evaluate.rewards) or (self.ppo and self.ppo.rewards) or []
+        if self.evaluate and not (self.ppo and (self.reward_model or not reads_pipelines(scored_by))):
+            raise ConfigError("evaluate compares SFT with PPO; add sections reward_model and ppo, or leave it out")
         if not self.name or "/" in self.name:
             raise ConfigError(f"name is {self.name!r}; it must be a word without '/', as it names a folder")

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data_schema import Prompt, Records, dedup_prompts, load_all
 from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import LanguageModel, choose_device, load_language_model, load_tokenizer
 from policy.rollout import Rollout, collect_rollout, response_logprobs
-from reward.scalar_model import load_scalar_model, response_scores
+from reward.sources import score_rollout
 from stages.configs import EvaluateConfig
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, prompt_hash, read_seen_prompts
 from stages.judging import load_judge
+from stages.ppo_rewards import Reader, load_rewards
+from stages.reward_settings import RewardPart
 from stages.statistics import win_rate
 
 logger = logging.getLogger("triptych.evaluate")
@@ -36,7 +39,8 @@ class Answers(NamedTuple):
     texts: list[str]
     lengths: list[int]  # tokens, EOS included
     ended: list[bool]
-    rewards: list[float]  # by the reward model
+    rewards: list[float]  # the weighted sum of the parts
+    parts: list[dict[str, float]]  # each part as reward_<name>; empty dicts where there is one alone
     kl: list[float]  # nats from the SFT model, k1 summed over the answer
     grades: list[dict[str, float]]  # by the judge; empty dicts without one
 
@@ -54,14 +58,15 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
     result["ppo"] |= compare(decisive(answers["ppo"]), decisive(answers["sft"]))
 
     job.output.mkdir(parents=True)
-    decided_by = "judge" if config.judge else "reward model"
+    scored_by = "reward model" if all(part.is_model for part in config.rewards) else "reward"
+    decided_by = "judge" if config.judge else scored_by
     account = {"decided_by": decided_by, "n_prompts": len(prompts), "models": result}
     (job.output / RESULT_FILE).write_text(json.dumps(account, indent=1) + "\n")
     rows: list[dict[str, Any]] = [
         {
             "prompt": prompt.prompt[-1].content,
             **{
-                name: {"response": model.texts[i], "reward": model.rewards[i], **model.grades[i]}
+                name: {"response": model.texts[i], "reward": model.rewards[i], **model.parts[i], **model.grades[i]}
                 for name, model in answers.items()
             },
         }
@@ -111,9 +116,11 @@ def answer(
     policy, tokenizer = model
     policy.eval()
     reference.model.eval()
-    reward_model = load_scalar_model(job.parents["reward_model"], policy.device).eval()
+    # The texts of both models are the SFT model's to read: a policy keeps its tokenizer.
+    reader = Reader(tokenizer, job.parents["sft"], policy.device, config.sampling.batch_size, job.seed)
+    rewards = load_rewards(config.rewards or [RewardPart()], job.parents, reader)
     rng = torch.Generator(policy.device).manual_seed(job.seed)
-    graded = Answers([], [], [], [], [], [])
+    graded = Answers([], [], [], [], [], [], [])
     size = config.sampling.batch_size
     for start in tqdm(range(0, len(ids), size), desc="evaluate", unit="batch"):
         rollout = collect_rollout(
@@ -130,9 +137,11 @@ def answer(
         graded.texts.extend(texts)
         graded.lengths.extend(rollout.lengths.tolist())
         graded.ended.extend(rollout.ended.tolist())
-        graded.rewards.extend(response_scores(reward_model, rollout).tolist())
-        graded.kl.extend(sequence_kl(model, reference, rollout, config.sampling.temperature))
         batch = prompts[start : start + size]
+        scores = score_rollout(rewards, batch, texts, rollout)
+        graded.rewards.extend((scores.judged + scores.penalties).tolist())
+        graded.parts.extend(part_rows(scores.parts, len(texts)))
+        graded.kl.extend(sequence_kl(model, reference, rollout, config.sampling.temperature))
         for prompt, text, end in zip(batch, texts, rollout.ended.tolist(), strict=True):
             graded.grades.append(judge(prompt.meta, text, end) if judge else {})
     if judge and "gold" not in graded.grades[0]:
@@ -140,6 +149,13 @@ def answer(
             f"evaluate.judge '{config.judge}' gives {sorted(graded.grades[0])} but no 'gold', which decides who wins"
         )
     return graded
+
+
+def part_rows(parts: Mapping[str, Tensor], n: int) -> list[dict[str, float]]:
+    """Each answer's parts of the reward; nothing where the only part is the reward itself."""
+    if len(parts) == 1:
+        return [{} for _ in range(n)]
+    return [{f"reward_{name}": float(scores[i]) for name, scores in parts.items()} for i in range(n)]
 
 
 def sequence_kl(model: LanguageModel, reference: LanguageModel, rollout: Rollout, temperature: float) -> list[float]:
@@ -153,7 +169,8 @@ def sequence_kl(model: LanguageModel, reference: LanguageModel, rollout: Rollout
 def summarise(answers: Answers) -> dict[str, float]:
     """Means over prompts; each part of the judge's grade as <part>_mean."""
     n = len(answers.texts)
-    means = {f"{part}_mean": sum(grade[part] for grade in answers.grades) / n for part in answers.grades[0]}
+    told = [grade | parts for grade, parts in zip(answers.grades, answers.parts, strict=True)]
+    means = {f"{part}_mean": sum(row[part] for row in told) / n for part in told[0]}
     return {
         **means,
         "reward_mean": sum(answers.rewards) / n,

@@ -1,4 +1,4 @@
-"""Labelers and judges given as code: "module:function", called with (meta, response, finished)."""
+"""Code that a recipe names as "module:function"; labelers and judges are called with (meta, response, finished)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ Judge = Callable[[Mapping[str, Any], str, bool], dict[str, float]]
 
 
 def load_judge(path: str, key: str) -> Judge:
+    """The judge behind "module:function"; errors as `load_function`."""
+    judge: Judge = load_function(path, key)
+    return judge
+
+
+def load_function(path: str, key: str) -> Callable[..., Any]:
     """The function behind "module:function". Raises ConfigError naming the recipe's key."""
     module_name, separator, function_name = path.partition(":")
     if not (module_name and separator):
         raise ConfigError(f"{key} is '{path}'; it must be 'module:function'")
     try:
-        judge = getattr(importlib.import_module(module_name), function_name)
+        found = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}: cannot find '{path}' ({error}); the module must be importable from here") from error
-    if not callable(judge):
+    if not callable(found):
         raise ConfigError(f"{key}: '{path}' is no function")
-    found: Judge = judge
-    return found
+    function: Callable[..., Any] = found
+    return function

@@ -13,11 +13,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from checkpoint_store import CheckpointStore, Manifest, code_state
+from stages.architecture import refuse_encoder_decoders
 from stages.configs import Recipe
 from stages.errors import ConfigError
 from stages.job import Job, StageResult
@@ -58,10 +59,30 @@ def run_pipeline(
     plans = plan_pipeline(recipe, store)
     stages = [plan.stage for plan in plans]
     to_run = {p.stage for p in plans if selection.covers(p.stage, stages) and (selection.force or not p.exists)}
+    refuse_encoder_decoders(plans, to_run)
     if dry_run:
         print_plan(recipe, plans, to_run, selection)
         return {}
+    done = run_stages(recipe, plans, to_run, store, root)
+    summary = summarise(recipe, done, store)
+    folder = root / "pipelines" / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".summary-{os.getpid()}.json"
+    temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    temporary.replace(folder / "summary.json")
+    print_summary(summary, root)
+    return summary
+
+
+def run_stages(
+    recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, root: Path
+) -> dict[str, dict[str, Any]]:
+    """Run the stages that are to run, name those that are published; returns the summary's rows by stage."""
     done: dict[str, dict[str, Any]] = {}
+    if to_run:
+        from stages.data_gate import check_stages  # loads transformers
+
+        check_stages(plans, to_run, store, recipe.seed)
     for number, plan in enumerate(plans, start=1):
         if plan.stage in to_run:
             check_parents(plan, store)
@@ -78,14 +99,7 @@ def run_pipeline(
             "seconds": manifest.metrics["seconds"],
             "skipped": plan.stage not in to_run,
         }
-    summary = summarise(recipe, done, store)
-    folder = root / "pipelines" / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".summary-{os.getpid()}.json"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n")
-    temporary.replace(folder / "summary.json")
-    print_summary(summary, root)
-    return summary
+    return done
 
 
 def check_parents(plan: StagePlan, store: CheckpointStore) -> None:
@@ -108,7 +122,7 @@ def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Pat
     with Tracker(
         directory,
         project=recipe.tracking.project,
-        group=recipe.name,
+        group=recipe.tracking.group or recipe.name,
         job_type=plan.stage,
         run_id=f"{recipe.name}-{plan.stage}-{plan.key[:8]}",
         config={**plain(plan.config), "seed": recipe.seed, "key": plan.key},

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_store import CheckpointStore, StoreError, stage_key
-from data_schema import Source, fingerprint
+from data_schema import Source, fingerprint, template
+from data_schema.held_out import HeldOutTasks, overlap
 from stages.configs import Recipe
 from stages.errors import ConfigError
-from stages.judging import load_judge
+from stages.judging import load_function, load_judge
+from stages.reward_settings import reads_pipelines, reward_role
+from stages.settings import source_lists
 
 # stage -> the stages whose checkpoints it reads, in the order of the chain
 PARENTS = {
@@ -28,9 +31,9 @@ PARENTS = {
 }
 STAGES = tuple(PARENTS)
 # Raised when the same config would give another result; part of the key.
-VERSIONS = {"sft": 1, "comparisons": 1, "reward_model": 2, "ppo": 1, "evaluate": 1}
+VERSIONS = {"sft": 2, "comparisons": 1, "reward_model": 2, "ppo": 2, "evaluate": 1}
 # Where the work is done and in which pieces: no part of what the result is.
-IMMATERIAL = ("device", "micro_batch", "micro_batch_size", "micro_batch_tokens")
+IMMATERIAL = ("device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,15 @@ def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
     plans: dict[str, StagePlan] = {}
     for stage in STAGES:
         config = getattr(recipe, stage)
-        if config is None or (stage == "comparisons" and recipe.reward_model.data):
+        given = recipe.reward_model is not None and recipe.reward_model.data
+        if config is None or (stage == "comparisons" and given):
             continue
         if stage == "reward_model" and not config.demonstrations:
             config = replace(config, demonstrations=recipe.sft.data)
+        if stage == "evaluate" and not config.rewards and recipe.ppo is not None:
+            config = replace(config, rewards=recipe.ppo.rewards)
+        if recipe.held_out_tasks is not None and stage != "evaluate":
+            config = _keep_out(config, recipe.held_out_tasks)
         parents, outside = _parents(stage, config, plans, store)
         data = _data(config, recipe.seed)
         for role, path in outside.items():
@@ -81,14 +89,33 @@ def plain(config: Any) -> Any:
     return config
 
 
+def _keep_out(config: Any, held_out: HeldOutTasks) -> Any:
+    """A training stage's config whose sources know what is held out. Raises ConfigError where one is itself."""
+    changed = {}
+    for name, sources in source_lists(config).items():
+        for source in sources:
+            place = f"{config.section}.{name} reads '{source.path}', which"
+            if any(overlap(source.path, other) for other in held_out.sources):
+                raise ConfigError(f"{place} held_out_tasks.sources keeps from training; take it out of one of them")
+            if source.held_out_tasks is not None:
+                raise ConfigError(f"{place} has held_out_tasks of its own; say all of them in the recipe's")
+        changed[name] = [replace(source, held_out_tasks=held_out) for source in sources] if held_out.meta else sources
+    return replace(config, **changed)
+
+
 def _parents(
     stage: str, config: Any, plans: Mapping[str, StagePlan], store: CheckpointStore
 ) -> tuple[dict[str, str], dict[str, Path]]:
     """-> (role -> key, role -> directory outside the store); the recipe may name another checkpoint for a role."""
     parents: dict[str, str] = {}
     outside: dict[str, Path] = {}
-    for role in PARENTS[stage]:
-        named = getattr(config, role, None)
+    roles = {role: getattr(config, role, None) for role in PARENTS[stage]}
+    rewards = getattr(config, "rewards", None)
+    if rewards is not None:
+        if not reads_pipelines(rewards):
+            del roles["reward_model"]
+        roles |= {reward_role(i): part.model for i, part in enumerate(rewards) if part.model is not None}
+    for role, named in roles.items():
         if named is None:
             if role in plans:
                 parents[role] = plans[role].key
@@ -116,6 +143,14 @@ def _data(config: Any, seed: int) -> dict[str, Any]:
             load_judge(getattr(config, name), f"{config.section}.{name}")  # a wrong name is told before anything runs
             function = Source(f"python:{getattr(config, name)}")
             data[name] = {"source": function.path, "fingerprint": fingerprint(function)}
+    for place, part in enumerate(getattr(config, "rewards", [])):
+        if part.function is not None:
+            load_function(part.function, f"{config.section}.rewards")
+            function = Source(f"python:{part.function}")
+            data[reward_role(place)] = {"source": function.path, "fingerprint": fingerprint(function)}
+    if getattr(config, "template", "tokenizer") != "tokenizer":  # the tokenizer's own is the base model's
+        chosen = template(config.template)
+        data["template"] = {"source": config.template, "fingerprint": f"{chosen.name}/{chosen.version}"}
     if hasattr(config, "base_model"):
         data["base_model"] = {"source": config.base_model, "fingerprint": model_fingerprint(config.base_model)}
     return data

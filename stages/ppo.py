@@ -10,41 +10,42 @@ one mask serves every loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_schema import Document, Prompt, Records, dedup_prompts, load_all
-from policy.advantages import estimate_advantages, masked_mean, whiten
+from data_schema import Document, load_all
+from policy.advantages import estimate_advantages, whiten
 from policy.ema import update_ema
-from policy.encoding import decode_responses, encode_prompts
+from policy.encoding import decode_responses
 from policy.errors import ModelError
 from policy.kl import adaptive_kl_coef, replace_score_without_eos, token_rewards
 from policy.language_model import choose_device
-from policy.losses import clipped_policy_loss, clipped_value_loss, explained_variance
+from policy.losses import clipped_policy_loss, clipped_value_loss
 from policy.pretraining import endless_rows, pack_documents, pretraining_loss
 from policy.rollout import Rollout, collect_rollout, response_logprobs
-from reward.scalar_model import response_scores, response_values
+from reward.scalar_model import response_values
+from reward.sources import RolloutScores, score_rollout
 from stages.configs import PpoConfig
-from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
 from stages.optimizer import make_optimizer
+from stages.ppo_metrics import TABLES, describe, judge_answers, sample_table
+from stages.ppo_prompts import load_prompts, prompt_batches
+from stages.ppo_rewards import load_ppo_rewards, model_for_values
 from stages.ppo_roles import Roles, load_roles
-
-SAMPLE_ROWS = 8  # rows of a table of samples
-TABLES = 10  # tables of samples in a run
 
 
 class Experience(NamedTuple):
     """A rollout and all that PPO computes from it before it changes a weight. Tensors (batch, response), filler 0,
-    but for scores."""
+    but for scores and parts."""
 
     rollout: Rollout
-    scores: Tensor  # (batch,) what the reward is made of: the reward model's, or the penalty for an answer without end
+    scores: Tensor  # (batch,) what the reward is made of: the parts' sum, or the penalty for an answer without end
+    parts: dict[str, Tensor]  # (batch,) each part of the sum by its name, before its weight
     logprobs: Tensor  # under the policy that sampled
     entropy: Tensor
     kl: Tensor  # k1 per token, nats
@@ -54,15 +55,16 @@ class Experience(NamedTuple):
 
 
 def run(config: PpoConfig, job: Job) -> StageResult:
-    """Improve the SFT model's answers by the reward model's scores; the output is a causal language model."""
+    """Improve the SFT model's answers by their rewards; the output is a causal language model."""
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
-    roles = load_roles(job.parents["sft"], job.parents["reward_model"], device, config.lora)
+    roles = load_roles(job.parents["sft"], model_for_values(config.rewards, job.parents), device, config.lora, job.seed)
+    rewards = load_ppo_rewards(config, job, roles)
     rng = torch.Generator(device).manual_seed(job.seed)
     order_rng = torch.Generator().manual_seed(job.seed)
     judge = load_judge(config.monitor, "ppo.monitor") if config.monitor else None
 
-    prompts, ids, too_long = load_prompts(config, job, roles)
+    prompts, ids, too_long = load_prompts(config, job.seed, roles.tokenizer)
     data = {"prompts": data_account(prompts, too_long=too_long)}
     pretraining_rows = None
     if config.pretraining_coef > 0:
@@ -90,7 +92,10 @@ def run(config: PpoConfig, job: Job) -> StageResult:
             pad_id=roles.tokenizer.pad_token_id,
             rng=rng,
         )
-        experience = evaluate_rollout(roles, rollout, config, kl_coef)
+        asked = [prompts[i] for i in batch]
+        texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
+        scores = score_rollout(rewards, asked, texts, rollout)
+        experience = evaluate_rollout(roles, rollout, scores, config, kl_coef)
         learning_rate = float(policy_optimizer[1].get_last_lr()[0])
         metrics = update(
             roles, experience, policy_optimizer[0], value_optimizer[0], pretraining_rows, config, order_rng
@@ -105,18 +110,11 @@ def run(config: PpoConfig, job: Job) -> StageResult:
             kl_coef = adaptive_kl_coef(
                 kl_coef, metrics["objective/kl"], config.kl_target, config.kl_horizon, config.rollout_batch
             )
-        texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
         if judge is not None:
-            judged = [
-                judge(prompts[i].meta, text, end)
-                for i, text, end in zip(batch, texts, rollout.ended.tolist(), strict=True)
-            ]
-            metrics |= {f"monitor/{part}": sum(row[part] for row in judged) / len(judged) for part in judged[0]}
+            metrics |= judge_answers(judge, asked, texts, rollout.ended)
         job.tracker.log(metrics, step=iteration + 1)
         if iteration % math.ceil(config.iterations / TABLES) == 0 or iteration + 1 == config.iterations:
-            job.tracker.table(
-                "samples", *sample_table([prompts[i] for i in batch], texts, experience), step=iteration + 1
-            )
+            job.tracker.table("samples", *sample_table(asked, texts, experience), step=iteration + 1)
         bar.set_postfix(score=f"{metrics['objective/score']:.2f}", kl=f"{metrics['objective/kl']:.2f}")
 
     if config.ema_decay:
@@ -128,34 +126,14 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     return StageResult({"iterations": config.iterations, **metrics}, data)
 
 
-def load_prompts(config: PpoConfig, job: Job, roles: Roles) -> tuple[Records[Prompt], list[list[int]], int]:
-    """-> (prompts, their ids, how many were dropped as too long)."""
-    prompts = dedup_prompts(load_all(config.prompts, Prompt, job.seed))
-    ids = encode_prompts(roles.tokenizer, [prompt.prompt for prompt in prompts])
-    kept = [i for i, row in enumerate(ids) if len(row) <= config.max_prompt_length]
-    if len(kept) < config.rollout_batch:
-        raise ConfigError(
-            f"ppo: {len(kept)} prompts (of {len(ids)}, the others longer than {config.max_prompt_length} tokens) are "
-            f"fewer than one batch of {config.rollout_batch}; give more prompts or a smaller ppo.rollout_batch"
-        )
-    return prompts.select(kept), [ids[i] for i in kept], len(ids) - len(kept)
-
-
-def prompt_batches(n_prompts: int, batch: int, rng: torch.Generator) -> Iterator[list[int]]:
-    """Indices of prompts, drawn without replacement; a pass ends where no whole batch is left, and the next is
-    reshuffled."""
-    while True:
-        order = torch.randperm(n_prompts, generator=rng)
-        for start in range(0, n_prompts - batch + 1, batch):
-            yield order[start : start + batch].tolist()
-
-
 @torch.no_grad()
-def evaluate_rollout(roles: Roles, rollout: Rollout, config: PpoConfig, kl_coef: float) -> Experience:
-    """Score the answers, price their distance from the SFT model, and credit each token."""
+def evaluate_rollout(
+    roles: Roles, rollout: Rollout, scores: RolloutScores, config: PpoConfig, kl_coef: float
+) -> Experience:
+    """Price the answers' distance from the SFT model, and credit each token."""
     temperature = config.sampling.temperature
     mask = rollout.response_mask
-    logprobs, entropy, reference, values, scores = (torch.zeros_like(mask, dtype=torch.float32) for _ in range(5))
+    logprobs, entropy, reference, values = (torch.zeros_like(mask, dtype=torch.float32) for _ in range(4))
     # Without gradients as many rows fit as were sampled at once.
     for index in torch.arange(len(mask), device=mask.device).split(config.sampling.batch_size):
         rows = rollout.rows(index)
@@ -164,14 +142,12 @@ def evaluate_rollout(roles: Roles, rollout: Rollout, config: PpoConfig, kl_coef:
         with roles.as_reference():
             reference[index, :width] = response_logprobs(roles.reference, rows, temperature).logprobs
         values[index, :width] = response_values(roles.value, rows)
-        with roles.as_reward():
-            scores[index, 0] = response_scores(roles.reward, rows)
-    score = replace_score_without_eos(scores[:, 0], rollout.ended, config.score_without_eos)
+    score = replace_score_without_eos(scores.judged, rollout.ended, config.score_without_eos) + scores.penalties
     rewards, kl = token_rewards(score, logprobs, reference, mask, kl_coef)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     advantages, returns = estimate_advantages(rewards, values, mask, config.gamma, config.gae_lambda)
-    return Experience(rollout, score, logprobs, entropy, kl, values, whiten(advantages, mask), returns)
+    return Experience(rollout, score, scores.parts, logprobs, entropy, kl, values, whiten(advantages, mask), returns)
 
 
 def update(
@@ -261,34 +237,3 @@ def check_first_minibatch(step: Mapping[str, float]) -> None:
             f"ppo: before the first update ratio is {ratio:.6f} (not 1), approx-KL {kl:.2e} (not 0), clip fraction "
             f"{clipped:.4f} (not 0): the model is not the same in training as in sampling."
         )
-
-
-def describe(experience: Experience, kl_coef: float, learning_rate: float) -> dict[str, float]:
-    """What to watch (lm-human-preferences' names): objective/* are means over episodes; KL is in nats per episode."""
-    mask = experience.rollout.response_mask
-    kl = experience.kl.sum(1)
-    return {
-        "objective/score": float(experience.scores.mean()),
-        "objective/score_std": float(experience.scores.std()),
-        "objective/reward": float((experience.scores - kl_coef * kl).mean()),
-        "objective/kl": float(kl.mean()),
-        "objective/kl_coef": kl_coef,
-        "objective/entropy": float(masked_mean(experience.entropy, mask)),
-        "objective/length": float(experience.rollout.lengths.float().mean()),
-        "objective/eos_rate": float(experience.rollout.ended.float().mean()),
-        "value/explained_variance": float(explained_variance(experience.values, experience.returns, mask)),
-        "value/mean": float(masked_mean(experience.values, mask)),
-        "value/mean_return": float(masked_mean(experience.returns, mask)),
-        "policy/learning_rate": learning_rate,
-    }
-
-
-def sample_table(
-    prompts: Sequence[Prompt], texts: Sequence[str], experience: Experience
-) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table of samples with their scores."""
-    rows = [
-        [prompts[i].prompt[-1].content, texts[i], float(experience.scores[i]), float(experience.kl[i].sum())]
-        for i in range(min(SAMPLE_ROWS, len(prompts)))
-    ]
-    return ["prompt", "response", "score", "kl"], rows

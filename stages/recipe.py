@@ -171,12 +171,15 @@ def _normalise(rows: dict[str, Any]) -> dict[str, Any]:
 
 def _replace_path(rows: Any, name: str, copy: str) -> int:
     """Put `copy` for every source path that is `name` or a folder of it; returns how many there were."""
-    if isinstance(rows, list):
-        return sum(_replace_path(row, name, copy) for row in rows)
-    if not isinstance(rows, dict):
+    if not isinstance(rows, dict | list):
         return 0
-    path = rows.get("path")
-    if isinstance(path, str) and (path == name or path.startswith(f"{name}:")):
-        rows["path"] = copy
-        return 1
-    return sum(_replace_path(row, name, copy) for row in rows.values())
+    found = 0
+    for key, value in rows.items() if isinstance(rows, dict) else enumerate(rows):
+        # A text in a list is one of held_out_tasks.sources.
+        is_path = isinstance(value, str) and (key == "path" or isinstance(rows, list))
+        if is_path and (value == name or value.startswith(f"{name}:")):
+            rows[key] = copy
+            found += 1
+        else:
+            found += _replace_path(value, name, copy)
+    return found

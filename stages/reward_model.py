@@ -18,16 +18,17 @@ from data_schema import Comparison, Demonstration, load_all, read_records
 from policy.encoding import encode, encode_answers
 from policy.language_model import add_lora, choose_device, disable_dropout, load_tokenizer, save_checkpoint
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
-from reward.ranking_loss import pair_index, ranked_pairs
+from reward.ranking_loss import ranked_pairs
 from reward.scalar_model import from_language_model, store_normalisation
 from reward.scoring import score_responses
 from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
 from stages.configs import RewardModelConfig
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
+from stages.model_card import write_reward_card
 from stages.optimizer import make_optimizer
 from stages.ranking_trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, bare, shares_prompts
-from stages.statistics import win_rate
+from stages.reward_judging import judge_pairs
 from stages.trainer import RecordCallback, count_steps, trainer_arguments
 
 logger = logging.getLogger("triptych.reward_model")
@@ -74,6 +75,7 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps)
     metrics = {"steps": steps, "share_prompts": share_prompts, **scale, **judged}
     save_checkpoint(scorer, tokenizer, job.output)
+    write_reward_card(job.output, scorer, tokenizer, config.normalise_on, judged)
     return StageResult(metrics, data | account)
 
 
@@ -145,27 +147,3 @@ def _last_answer(ids: list[int], is_response: list[bool]) -> tuple[list[int], li
     while start > 0 and is_response[start - 1]:
         start -= 1
     return ids[:start], ids[start:]
-
-
-def judge_pairs(model: PreTrainedModel, rankings: list[Ranking], pad_id: int) -> dict[str, Any]:
-    """Accuracy on held-out pairs with its 95 % interval, beside what "the longer answer wins" would reach."""
-    if not rankings:
-        return {"pair_accuracy": None, "n": 0}
-    prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
-    responses = [response for ranking in rankings for response in ranking.responses]
-    scores = score_responses(model, prompts, responses, pad_id)
-    pairs = pair_index([ranking.ranks for ranking in rankings])
-    lengths = torch.tensor([len(response) for response in responses])
-    longer = (lengths[pairs.winner] > lengths[pairs.loser]).double() + 0.5 * (
-        lengths[pairs.winner] == lengths[pairs.loser]
-    )
-    n = len(pairs.winner)
-    right = int((scores[pairs.winner] > scores[pairs.loser]).sum())
-    interval = win_rate(right, 0, n - right)
-    return {
-        "pair_accuracy": right / n,
-        "pair_accuracy_low": interval.wilson.low,
-        "pair_accuracy_high": interval.wilson.high,
-        "longer_wins_accuracy": longer.mean().item(),
-        "n": n,
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from data_schema.sources import Source
 from stages.errors import ConfigError
 
 INFINITY = float("inf")
@@ -21,6 +22,15 @@ def check_bounds(config: Any, **bounds: tuple[float, float]) -> None:
         if value is not None and not low <= value <= high:
             span = f"at least {low:g}" if high == INFINITY else f"between {low:g} and {high:g}"
             raise ConfigError(f"{config.section}.{name} is {value:g}; it must be {span}")
+
+
+def source_lists(config: Any) -> dict[str, list[Source]]:
+    """Setting -> its sources, for every setting of a stage's config that names some; {} for None."""
+    return {
+        name: value
+        for name, value in (vars(config) if config else {}).items()
+        if isinstance(value, list) and value and isinstance(value[0], Source)
+    }
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ assert DOCS, "docs/ holds no page"
 REFERENCE = re.compile(r"`([\w./-]+\.py):([A-Za-z_][\w.]*)`")
 LINK = re.compile(r"\]\(([^()\s]+)\)|<(?:img|a|source)\s[^>]*?(?:src|srcset|href)=\"([^\"]+)\"")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
-METRIC = re.compile(r"`((?:sft|reward_model|objective|policy|value|monitor|evaluate)/[\w/]+)`")
+METRIC = re.compile(r"`((?:sft|reward_model|objective|reward|policy|value|monitor|evaluate)/[\w/]+)`")
 
 
 def names_in(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:

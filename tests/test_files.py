@@ -2,8 +2,10 @@
 
 import codecs
 import gzip
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,14 @@ def jsonl(rows: list[Any]) -> bytes:
 def separated(mark: str) -> bytes:
     lines = [["a", "b"], *(list(row.values()) for row in ROWS)]
     return "\r\n".join(mark.join('"' + cell.replace('"', '""') + '"' for cell in line) for line in lines).encode()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
 
 
 FILES: dict[str, bytes] = {
@@ -62,6 +72,14 @@ def test_a_text_file_gives_its_lines_and_passes_over_blank_ones(tmp_path: Path) 
     assert list(read_rows(path)) == [(1, {"text": " = Title = "}), (4, {"text": "It rained ."})]
 
 
+def test_the_text_files_of_an_archive_are_whole_documents(tmp_path: Path) -> None:
+    path = tmp_path / "speeches.zip"
+    path.write_bytes(
+        zipped({"s/": b"", "s/1.txt": codecs.BOM_UTF8 + b"One.\r\nTwo.\r\n", "s/README": b"-", "s/2.TXT": b"\n"})
+    )
+    assert list(read_rows(path)) == [(1, {"text": "One.\nTwo.\n", "file": "s/1.txt"})]
+
+
 def test_the_row_number_of_jsonl_is_its_line_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"a": 1}\n\n{"a": 2}\n')
@@ -95,7 +113,14 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "not gzip": ("f.jsonl.gz", b'{"a": 1}', "f.jsonl.gz: not a whole gzip file"),
     "gzip cut off": ("f.jsonl.gz", gzip.compress(jsonl(ROWS))[:-12], "f.jsonl.gz: not a whole gzip file"),
     "not Parquet": ("f.parquet", b"PAR1 oh no", "f.parquet: cannot be read as Parquet"),
-    "unknown ending": ("f.zip", b"PK", "cannot tell the file type; name it with one of .jsonl, .json"),
+    "not a zip": ("f.zip", b"PK", "f.zip: cannot be unpacked .*unpack it by hand"),
+    "no text in a zip": ("f.zip", zipped({"a/b.csv": b"x"}), "f.zip: holds no .txt file; unpack it"),
+    "latin-1 in a zip": (
+        "f.zip",
+        zipped({"a/1.txt": b"ok", "a/2.txt": b"caf\xe9"}),
+        r"f.zip:2: a/2.txt is not UTF-8 \(byte 0xe9 at 4\); convert it, for example: iconv .* a/2.txt",
+    ),
+    "unknown ending": ("f.rar", b"PK", "cannot tell the file type; name it with one of .jsonl, .json"),
 }
 
 

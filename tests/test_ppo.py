@@ -14,13 +14,15 @@ from small_recipe import Chain, job
 from torch import Tensor
 
 from data_schema import Prompt, load_all
-from policy.encoding import encode_prompts
+from policy.encoding import decode_responses, encode_prompts
 from policy.errors import ModelError
 from policy.rollout import Rollout, collect_rollout
 from reward.scoring import score_responses
+from reward.sources import score_rollout
 from stages import ppo
 from stages.configs import PpoConfig
 from stages.ppo import Experience, describe, evaluate_rollout, prompt_batches, update
+from stages.ppo_rewards import load_ppo_rewards
 from stages.ppo_roles import Roles, load_roles
 from stages.recipe import load_recipe
 from stages.settings import OptimizerConfig
@@ -52,6 +54,14 @@ def roll_out(roles: Roles, config: PpoConfig, seed: int = 0) -> Rollout:
     )
 
 
+def experienced(chain: Chain, roles: Roles, rollout: Rollout, config: PpoConfig, kl_coef: float) -> Experience:
+    """The rollout, scored by the reward model and evaluated."""
+    rewards = load_ppo_rewards(config, job(Path(), {"sft": chain.checkpoint("sft")}), roles)
+    prompts = [load_all(config.prompts, Prompt, 0)[i] for i in range(config.rollout_batch)]
+    texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
+    return evaluate_rollout(roles, rollout, score_rollout(rewards, prompts, texts, rollout), config, kl_coef)
+
+
 class CountingSgd(torch.optim.SGD):
     """Plain gradient steps, so that a weight's change is its gradient; counts them."""
 
@@ -70,7 +80,7 @@ class Updated:
     def __init__(self, chain: Chain, config: PpoConfig, lr: float = 1.0, pretraining: Tensor | None = None) -> None:
         self.roles = roles_of(chain)
         self.before = weights(self.roles.policy), weights(self.roles.value)
-        self.experience = evaluate_rollout(self.roles, roll_out(self.roles, config), config, config.kl_coef)
+        self.experience = experienced(chain, self.roles, roll_out(self.roles, config), config, config.kl_coef)
         self.policy, self.value = CountingSgd(self.roles.policy, lr), CountingSgd(self.roles.value, lr)
         rows = None if pretraining is None else iter([pretraining] * 99)
         order = torch.Generator().manual_seed(0)
@@ -87,7 +97,7 @@ def experience(chain: Chain) -> tuple[Roles, Experience, PpoConfig]:
     """Gamma one half and lambda 1, so that a return tells how far away the score stands; no KL in it."""
     config = config_of(chain, gamma=0.5, gae_lambda=1.0, kl_coef=0.0, rollout_batch=32, score_without_eos=-3.0)
     roles = roles_of(chain)
-    found = evaluate_rollout(roles, roll_out(roles, config), config, 0.0)
+    found = experienced(chain, roles, roll_out(roles, config), config, 0.0)
     assert 0 < int(found.rollout.ended.sum()) < 32  # both kinds are there
     return roles, found, config
 
@@ -172,7 +182,7 @@ def test_a_checkpoint_s_sampling_habits_and_dropout_do_not_reach_ppo(chain: Chai
     assert habitual.policy.config.attention_dropout == 0.5
     rollouts = [roll_out(roles, config) for roles in (plain, habitual)]
     assert torch.equal(rollouts[0].responses, rollouts[1].responses)
-    found = evaluate_rollout(habitual, rollouts[1], config, 0.1)
+    found = experienced(chain, habitual, rollouts[1], config, 0.1)
     torch.testing.assert_close(found.kl, torch.zeros_like(found.kl), atol=1e-5, rtol=0)
     metrics = update(
         habitual,
@@ -189,7 +199,7 @@ def test_a_checkpoint_s_sampling_habits_and_dropout_do_not_reach_ppo(chain: Chai
 def test_the_run_stops_when_sampling_and_training_disagree(chain: Chain) -> None:
     config = config_of(chain)
     roles = roles_of(chain)
-    found = evaluate_rollout(roles, roll_out(roles, config), config, 0.1)
+    found = experienced(chain, roles, roll_out(roles, config), config, 0.1)
     tampered = found._replace(logprobs=torch.where(found.rollout.response_mask, found.logprobs - 0.02, 0.0))
     before = weights(roles.policy)
     with pytest.raises(ModelError, match=r"ratio is 1\.02.*not the same in training as in sampling"):

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_schema import Demonstration, Message
 from data_schema.sources import Source
-from policy.language_model import load_tokenizer
+from policy.language_model import LanguageModel, load_tokenizer
 from stages import sft
 from stages.configs import SftConfig
 from stages.recipe import load_recipe
 from stages.settings import LoraConfig, OptimizerConfig
-from stages.sft import IGNORED, add_residual_dropout, encode_records
+from stages.sft import IGNORED, PackingCollator, add_residual_dropout, encode_records
 
 TASKS = [("sort these words : fox dog", "dog fox ."), ("echo this : owl", "owl . happy to help !")]
 
@@ -143,19 +143,40 @@ def gradient_of_one_step(chain: Chain, folder: Path, patch: pytest.MonkeyPatch, 
     return gradient
 
 
-def test_packed_demonstrations_do_not_see_each_other(
+def test_packing_changes_the_rows_and_not_the_gradient(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = written(tmp_path, [("echo this : fox", "fox ."), ("echo this : owl saw", "owl saw " * 5), *TASKS])
-    apart = gradient_of_one_step(chain, tmp_path / "apart", monkeypatch, data=data, batch_size=4)
-    packed = gradient_of_one_step(chain, tmp_path / "packed", monkeypatch, data=data, batch_size=1, packing=True)
-    torch.testing.assert_close(packed, apart, atol=1e-5, rtol=1e-3)
+    """Of a batch of unequal lengths; over all of them, and in micro-batches."""
+    data = written(tmp_path, [("echo this : fox", "fox ."), ("echo this : owl saw", "owl saw " * 9), *TASKS * 2])
+    apart = gradient_of_one_step(chain, tmp_path / "apart", monkeypatch, data=data, batch_size=6, packing=False)
+    for micro_batch in (0, 3):
+        settings = {"data": data, "batch_size": 6, "micro_batch_size": micro_batch}
+        packed = gradient_of_one_step(chain, tmp_path / f"packed{micro_batch}", monkeypatch, **settings)
+        torch.testing.assert_close(packed, apart, atol=1e-5, rtol=1e-3)
 
 
-def test_packing_makes_longer_rows_and_so_fewer_steps(chain: Chain, tmp_path: Path) -> None:
-    _, result, _ = train(chain, tmp_path, packing=True, batch_size=8)
-    assert 0 < result.metrics["steps"] < 600 / 8 / 1.5
-    assert result.metrics["held_out_loss"] < 5
+def test_packed_rows_give_each_demonstration_the_logits_it_has_alone(tiny: LanguageModel) -> None:
+    lengths = [9, 4, 3, 5, 2, 7]
+    rng = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(0, 197, (n,), generator=rng).tolist(), "labels": [7] * n} for n in lengths]
+    batch = PackingCollator(0, packed=True)(rows)
+    assert batch["input_ids"].shape == (4, 9) and int(batch["n_tokens"]) == sum(lengths)
+    with torch.no_grad():
+        logits = tiny.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    for row in rows:
+        n, text = len(row["input_ids"]), torch.tensor(row["input_ids"])
+        ((at, begin),) = [
+            (r, c)
+            for r in range(4)
+            for c in range(9 - n + 1)
+            if torch.equal(batch["input_ids"][r, c : c + n], text)
+            and batch["position_ids"][r, c : c + n].tolist() == list(range(n))
+        ]
+        with torch.no_grad():
+            torch.testing.assert_close(
+                logits[at, begin : begin + n], tiny.model(text[None]).logits[0], atol=1e-5, rtol=1e-4
+            )
+        assert batch["labels"][at, begin : begin + n].tolist() == [IGNORED] + [7] * (n - 1)
 
 
 def test_residual_dropout_acts_in_training_alone(chain: Chain) -> None:

@@ -60,7 +60,7 @@ def test_packed_scores_are_those_of_each_text_alone(config: PretrainedConfig) ->
     model = scalar_model(config)
     prompts, answers = rankings(RAGGED)
     packed = pack_answers(prompts, answers, PAD, hidden_size=10**6)
-    assert len(packed.ids) == len(prompts)
+    assert packed.ids.shape == (2, 20 + 50)  # the longest has a row to itself, the three others share one
     expected = one_by_one(model, prompts, answers)
     assert expected.std() > 0.1  # scores that differ, so that mixing them up would show
     torch.testing.assert_close(packed_scores(model, packed), expected, atol=1e-5, rtol=1e-5)
@@ -91,7 +91,7 @@ def test_a_row_ends_where_its_attention_would_cost_more_than_the_prompt_again() 
     """A short prompt with long answers: at width w attention adds w / (6 hidden) of a token's cost."""
     prompts, answers = rankings([(10, [300] * 4)])
     packed = pack_answers(prompts, answers, PAD, hidden_size=32)
-    assert packed.ids.shape == (4, 310) and int(packed.segments.max()) == 1
+    assert packed.ids.shape == (4, 310) and int(packed.segments.max()) == 2
     model = scalar_model(LlamaConfig(**LLAMA, attn_implementation="sdpa"))
     torch.testing.assert_close(packed_scores(model, packed), one_by_one(model, prompts, answers), atol=1e-5, rtol=1e-5)
 
@@ -122,4 +122,5 @@ def test_tokens_and_order_are_kept() -> None:
         assert packed.ids[row][own].tolist() == flat[i]
         first = len(prompts[owner[i]])
         assert packed.positions[row][own].tolist() == list(range(first, first + len(flat[i])))
-        assert packed.ids[row][packed.segments[row] == 0].tolist() == prompts[owner[i]]
+        prompt = packed.segments[row] == int(packed.prompts[row, end])
+        assert packed.ids[row][prompt].tolist() == prompts[owner[i]]

@@ -27,8 +27,8 @@ from data_schema import (
     load_all,
     write_records,
 )
-from data_schema.format_parts import Drop, Origin
-from data_schema.formats import FORMATS, Format
+from data_schema.format_parts import Drop, Format, NumberedRows, Origin
+from data_schema.formats import FORMATS
 
 ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(10)]
 BAD_ROWS = [*ROWS[:3], {"instruction": "Say 3.", "input": "", "output": ""}, {"instruction": "Say 4."}, *ROWS[5:]]
@@ -254,6 +254,55 @@ def test_one_row_may_hold_several_records(tmp_path: Path, monkeypatch: pytest.Mo
     assert records.dropped == {"empty page": 1}
 
 
+def test_a_folder_or_pattern_is_its_files_one_after_another(tmp_path: Path) -> None:
+    for name, rows in (("b.jsonl", BAD_ROWS[:4]), ("a.jsonl", ROWS[5:7]), ("notes.md", [])):
+        write(tmp_path / name, rows)
+    for path in (tmp_path, tmp_path / "*.jsonl"):
+        records = load(Source(str(path), on_bad_row="drop"), Demonstration)
+        assert [r.id for r in records] == ["a:1", "a:2", "b:1", "b:2", "b:3"]
+        assert answers(load(Source(str(path), skip=1, limit=2), Demonstration)) == ["6", "0"]
+    with pytest.raises(DataError, match=r"b.jsonl:4: 'output' is empty"):
+        load(Source(str(tmp_path)), Demonstration)
+    before = fingerprint(Source(str(tmp_path)))
+    write(tmp_path / "b.jsonl", ROWS[:1])
+    assert fingerprint(Source(str(tmp_path))) != before
+
+
+def test_a_folder_without_one_type_of_data_file_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no data file; name one"):
+        load(Source(str(tmp_path)), Demonstration)
+    with pytest.raises(DataError, match="no file fits this pattern"):
+        load(Source(str(tmp_path / "*.json")), Demonstration)
+    write(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.txt").write_text("x")
+    with pytest.raises(DataError, match=r"several types \(.jsonl, .txt\); give one of them, or a pattern .*\*.jsonl"):
+        load(Source(str(tmp_path)), Demonstration)
+
+
+def test_gathered_rows_are_what_skip_and_limit_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pairs(rows: NumberedRows) -> NumberedRows:
+        waiting: list[Any] = []
+        for number, row in rows:
+            if isinstance(row, DataError):
+                yield number, row
+            elif waiting:
+                yield number, {"text": f"{waiting.pop()['half']} {row['half']}"}
+            else:
+                waiting.append(row)
+
+    def whole(row: Any, origin: Origin) -> Any:
+        return Document(*origin, row["text"])
+
+    form = Format(frozenset({"half"}), lambda row: True, {Document: whole}, gather=pairs)
+    monkeypatch.setitem(FORMATS, "halves", form)
+    rows = [{"half": "a"}, {"other": 1}, {"half": "b"}, {"half": "c"}, {"half": "d"}]
+    source = Source(write(tmp_path / "halves.jsonl", rows), on_bad_row="drop")
+    records = load(source, Document)
+    assert [(r.id, r.text) for r in records] == [("halves:3", "a b"), ("halves:5", "c d")]
+    assert records.dropped == {"'half' is missing": 1}
+    assert [r.text for r in load(Source(source.path, skip=2, limit=1), Document)] == ["c d"]
+
+
 def test_importing_data_schema_loads_no_heavy_library() -> None:
     code = "import data_schema, sys; print({'torch', 'transformers', 'pyarrow', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
@@ -294,7 +343,6 @@ def find_public_data() -> Path | None:
 
 
 PUBLIC = find_public_data()
-SAME = "chosen and rejected are the same text"
 PUBLIC_FILES: list[tuple[str, Any, int, dict[str, int]]] = [
     (
         "pref/hh_harmless_base_test.jsonl.gz",
@@ -304,9 +352,9 @@ PUBLIC_FILES: list[tuple[str, Any, int, dict[str, int]]] = [
     ),
     ("pref/hh_harmless_base_test.jsonl.gz", Demonstration, 1492, {"empty answer": 2, "turns do not alternate": 6}),
     ("pref/tulu3_preference_sample.jsonl", Comparison, 59, {}),
-    ("pref/oaast_rm_zh.json.gz", Comparison, 429, {SAME: 2, "two responses with different ranks are the same text": 1}),
-    ("pref/ultrafeedback_binarized_200.jsonl", Comparison, 88, {}),
-    ("pref/raschka_instruction_preference.json", Comparison, 549, {SAME: 3}),
+    ("pref/oaast_rm_zh.json.gz", Comparison, 429, {"equal texts": 3}),
+    ("pref/ultrafeedback_binarized_200.jsonl", Comparison, 76, {"tie": 12}),
+    ("pref/raschka_instruction_preference.json", Comparison, 549, {"equal texts": 3}),
     ("sft/alpaca_5000.json.gz", Demonstration, 3185, {"'output' is empty": 1}),
     ("sft/alpaca_tiny_with_text.json", Demonstration, 53, {}),
     ("sft/alpaca_cleaned_1000.json", Demonstration, 476, {}),

@@ -1,10 +1,13 @@
 """Every template keeps the prefix promise under the renderer that Hugging Face tokenizers use."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -94,6 +97,8 @@ GOLDEN = {
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nHi?\n\n### Response:Yes.</s>\n\n### Instruction:\nBye?\n\n### Response:"
     ),
+    "flan": "Q: Hi?\nA: Yes.</s>\n\n\nQ: Bye?\nA:",
+    "tldr": "Hi?\n\nTL;DR: Yes.</s>\n\nBye?\n\nTL;DR:",
     "hh": "\n\nHuman: Hi?\n\nAssistant: Yes.</s>\n\nHuman: Bye?\n\nAssistant:",
     "chatml": (
         "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYes.</s>"
@@ -124,6 +129,87 @@ def test_a_system_message_replaces_the_sentence_that_opens_an_alpaca_prompt() ->
     )
 
 
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
+    " response that appropriately completes the request.\n\n### Instruction:\nName the odd one.\n\n### Input:\nred,"
+    " blue, seven\n\nNot green.\n\n### Response:"
+)
+
+
+def test_what_follows_the_first_empty_line_is_the_input_of_an_alpaca_prompt() -> None:
+    asked = {"role": "user", "content": "Name the odd one.\n\nred, blue, seven\n\nNot green."}
+    assert render("alpaca", [asked], prompt=True) == WITH_INPUT
+    assert render("alpaca", [SYSTEM, asked], prompt=True).startswith("Be brief.\n\n### Instruction:\nName the odd one.")
+    padded = {"role": "user", "content": asked["content"] + "\n\n"}
+    assert render("alpaca", [padded], prompt=True) == WITH_INPUT
+
+
+@pytest.mark.parametrize("end", ["", "\n\nTL;DR:", "\n\nTL;DR: ", "\n"])
+def test_a_post_gets_one_tldr_mark_whether_it_has_one_or_not(end: str) -> None:
+    post = "SUBREDDIT: r/birds\n\nTITLE: A wren\n\nPOST: It sang."
+    text = render("tldr", [{"role": "user", "content": post + end}, {"role": "assistant", "content": " Wren sang."}])
+    assert text == post + "\n\nTL;DR: Wren sang.</s>"
+
+
+# One turn of each format up to EOS, written down anew: what a reader would take a text apart by.
+TURNS = {
+    "plain": r"(?:\n\n)?(?P<user>.*?)\n\n(?P<answer>.*)",
+    "instructgpt": r"(?:\n\n)?User: (?P<user>.*)\n\nAssistant: (?P<answer>.*)",
+    "alpaca": r"(?:Below[^#]*request\.)?\n\n### Instruction:\n(?P<user>.*?)(?:\n\n### Input:\n(?P<input>.*))?"
+    r"\n\n### Response:(?P<answer>.*)",
+    "flan": r"(?:\n\n\n)?Q: (?P<user>.*)\nA: (?P<answer>.*)",
+    "tldr": r"(?:\n\n)?(?P<user>.*)\n\nTL;DR: (?P<answer>.*)",
+    "hh": r"\n\nHuman: (?P<user>.*)\n\nAssistant: (?P<answer>.*)",
+    "chatml": r"\n?<\|im_start\|>user\n(?P<user>.*)<\|im_end\|>\n<\|im_start\|>assistant\n(?P<answer>.*)",
+    "quickstart": r" ?<user> (?P<user>.*) <assistant> (?P<answer>.*) ",
+}
+WORDS = st.text("ab é鳥.:-\n", min_size=1, max_size=12).map(str.strip).filter(bool)
+
+
+def test_each_template_has_a_reader() -> None:
+    assert set(TURNS) == set(TEMPLATES)
+
+
+@pytest.mark.parametrize("name", TURNS)
+@settings(max_examples=30, deadline=None)
+@given(texts=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3))
+def test_the_messages_can_be_read_back_from_the_text(name: str, texts: list[tuple[str, str]]) -> None:
+    if name == "plain":  # has no marks: an empty line within a question looks like the end of it
+        texts = [(user.replace("\n\n", "\n"), answer) for user, answer in texts]
+        texts = [(re.sub("\n+", "\n", user), answer) for user, answer in texts]
+    roles = ("user", "assistant")
+    rows = [{"role": role, "content": text} for pair in texts for role, text in zip(roles, pair, strict=True)]
+    *turns, rest = render(name, rows).split(EOS)
+    assert rest == ""
+    found = []
+    for turn in turns:
+        match = re.fullmatch(TURNS[name], turn, re.DOTALL)
+        assert match
+        parts = match.groupdict()
+        inner = parts.get("input")
+        found.append((parts["user"] + (f"\n\n{inner}" if inner is not None else ""), parts["answer"]))
+    assert found == texts
+
+
 def test_a_misspelt_template_names_the_nearest() -> None:
     with pytest.raises(DataError, match=r"no template 'chat_ml'. Did you mean 'chatml'\? There are: plain"):
         template("chat_ml")
+
+
+def test_a_template_file_is_named_by_its_file_and_versioned_by_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ messages }}\n")
+    first = template(str(path))
+    assert (first.name, first.chat_template) == ("mine", "{{ messages }}")
+    path.write_text("{{ messages }} ")
+    assert template(str(path)).version != first.version
+    assert len(first.version) == 12
+
+
+def test_a_template_file_that_is_not_there_names_the_nearest_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    with pytest.raises(DataError, match=r"no template file .*/mien\.jinja\. Did you mean 'mine\.jinja'\?"):
+        template(str(tmp_path / "mien.jinja"))
+    (tmp_path / "latin.jinja").write_bytes("é".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.jinja cannot be read as a template: .* it must be UTF-8 text"):
+        template(str(tmp_path / "latin.jinja"))

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import (
+        LlamaForCausalLM,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+        T5ForConditionalGeneration,
+    )
 
     from policy.language_model import LanguageModel
 
@@ -71,6 +76,29 @@ def tiny_llama(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> LlamaForC
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(LlamaConfig(**shape | settings)).eval()
+
+
+def tiny_t5(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> T5ForConditionalGeneration:
+    """Two layers of width 32 on either side, without dropout."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {
+        "vocab_size": len(tokenizer),
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
+        "initializer_factor": 1.0,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return T5ForConditionalGeneration(T5Config(**shape | settings)).eval()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,74 @@
+"""Two programs on the same work, as whole processes in turn (A B A B): what every benchmark here shares.
+
+Machines are shared and drift, so a figure is the median of the ratios of neighbouring runs, never one absolute time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(commands: Mapping[str, Sequence[str]], repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Run each command `repeats` times in turn; each prints one JSON object as its last line."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for repeat in range(repeats):
+        for name, command in commands.items():
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+            if done.returncode:
+                sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+            # Some trainers print after the run; the object may stand on several lines, as the last thing printed.
+            found[name].append(last_object(done.stdout))
+            shown = {key: value for key, value in found[name][-1].items() if isinstance(value, (int, float))}
+            told = ", ".join(f"{key} {value:.4g}" for key, value in shown.items())
+            print(f"run {repeat + 1} {name}: {told}", file=sys.stderr, flush=True)
+    return found
+
+
+def last_object(output: str) -> dict[str, Any]:
+    """The JSON object that the output ends with."""
+    decoder = json.JSONDecoder()
+    for start in [i for i, line in enumerate(output.splitlines()) if line.startswith("{")]:
+        try:
+            found, _ = decoder.raw_decode("\n".join(output.splitlines()[start:]))
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            last = found
+    return last
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median over neighbouring runs of above / below."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process, or of the GPU where one is used."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_result(name: str, result: Mapping[str, Any]) -> None:
+    """results/<name>.json, with the machine and the commit it was measured on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout
+    processor = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    machine = {"processor": processor, "cores": os.cpu_count(), "system": platform.platform(terse=True)}
+    RESULTS.mkdir(exist_ok=True)
+    whole = {"commit": commit.strip(), "machine": machine, **result}
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")

@@ -1,0 +1,118 @@
+"""Supervised tuning on packed rows against padded rows: useful tokens a second, and whether the loss is the same.
+
+    python benchmarks/sft_packing.py [--model tiny|DIR] [--steps 20] [--repeats 3]
+
+Lengths are drawn as Alpaca's (prompt 20 to 120 tokens, answer 60 in the middle and 400 at the most). Both sides see the
+same demonstrations in the same batches, each as a process of its own, in turn; a useful token is one that is no
+padding. Seconds are those of the steps after the first. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from kwise_speed import make_tokenizer  # noqa: E402
+from pairs import alternate, median_ratio, peak_memory, write_result  # noqa: E402
+
+VOCABULARY = 4096
+
+
+def demonstrations(n: int) -> list[dict[str, list[int]]]:
+    rng = random.Random(0)
+    rows = []
+    for _ in range(n):
+        prompt = [rng.randrange(8, VOCABULARY) for _ in range(rng.randint(20, 120))]
+        # An answer repeats its prompt's words, so that there is something to learn.
+        answer = [rng.choice(prompt) for _ in range(int(min(rng.lognormvariate(4.1, 0.9), 400)) + 1)]
+        rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return rows
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """One side, measured."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback
+    from trl import SFTConfig
+
+    from policy.packing import reads_packed
+    from stages.sft import DemonstrationTrainer, PackingCollator
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.model == "tiny":
+        shape = {"hidden_size": 256, "intermediate_size": 672, "num_hidden_layers": 4, "num_attention_heads": 4}
+        model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **shape))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    rows = demonstrations((options.steps + 1) * options.batch)
+    losses: list[float] = []
+    clock: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.append(time.perf_counter())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    trainer = DemonstrationTrainer(
+        model,
+        args=SFTConfig(
+            output_dir=tempfile.mkdtemp(), max_length=None, per_device_train_batch_size=options.micro_batch,
+            gradient_accumulation_steps=options.batch // options.micro_batch, max_steps=options.steps + 1,
+            learning_rate=1e-3 if options.model == "tiny" else 1e-5, report_to="none", save_strategy="no",
+            disable_tqdm=True, logging_steps=1, bf16=False, use_cpu=not torch.cuda.is_available(),
+            dataset_kwargs={"skip_prepare_dataset": True}, activation_checkpointing=False, remove_unused_columns=False,
+            gradient_checkpointing=None,  # the deprecated name, which TRL turns on by default
+        ),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=PackingCollator(0, options.side == "packed" and reads_packed(model)),
+        processing_class=make_tokenizer(),
+    )  # fmt: skip
+    trainer.add_callback(Watch())
+    trainer.train()
+    seconds = clock[-1] - clock[0]
+    useful = trainer.tokens_read * options.steps / (options.steps + 1)
+    return {"tokens_per_second": useful / seconds, "peak_memory": peak_memory(), "losses": losses}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="'tiny' (Llama, 4 layers of width 256) or a model directory")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--micro_batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--side", choices=["packed", "padded"], help="run this side alone and print its figures")
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(run(options)))
+        return
+    common = [sys.executable, __file__]
+    for name in ("model", "steps", "batch", "micro_batch", "threads"):
+        common += [f"--{name}", str(getattr(options, name))]
+    found = alternate({side: [*common, "--side", side] for side in ("packed", "padded")}, options.repeats)
+    ratio = median_ratio(*([run["tokens_per_second"] for run in found[side]] for side in ("packed", "padded")))
+    memory = median_ratio(*([run["peak_memory"] for run in found[side]] for side in ("packed", "padded")))
+    pairs = zip(found["packed"][0]["losses"], found["padded"][0]["losses"], strict=True)
+    apart = max(abs(a - b) for a, b in pairs)
+    model = "tiny" if options.model == "tiny" else Path(options.model).name.lower()
+    short = {"model": model, "tokens_per_second_ratio": ratio, "peak_memory_ratio": memory, "largest_loss_gap": apart}
+    setting = {name: getattr(options, name) for name in ("steps", "batch", "micro_batch", "threads", "repeats")}
+    write_result(f"sft_packing_{model}", {**short, "setting": setting, "runs": found})
+    print(json.dumps(short))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Held-out tasks: what no training stage may read, so that an evaluation on it meets something new.
+
+FLAN (2.2) holds out whole clusters of tasks, T0 (3) whole tasks: not rows of a task that is trained on.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data_schema.errors import DataError
+from data_schema.locations import FileLocation, HubLocation, locate
+from data_schema.records import R, Record
+
+log = logging.getLogger("triptych.data")
+
+
+@dataclass(frozen=True)
+class HeldOutTasks:
+    """Tasks and sources that training stages must not read; `evaluate` may."""
+
+    meta: dict[str, list[str]] = field(default_factory=dict)
+    """Field of a row's meta (or `group`, the record's own) -> values that are held out, such as {task: [rte, cb],
+    cluster: [nli]}. Where a row holds a list there, one of its values is enough."""
+    sources: list[str] = field(default_factory=list)
+    """Files and data sets, as in a source's `path`; a data set counts whole, whatever its split."""
+    on_row: Literal["error", "drop"] = "error"
+    """What a held-out row in a training source does: stop the stage, or be left out, counted and logged."""
+
+    def __post_init__(self) -> None:
+        if not (self.sources or any(self.meta.values())):
+            raise DataError("held_out_tasks names nothing; give meta or sources, or leave it out", field="meta")
+        if self.on_row not in ("error", "drop"):
+            raise DataError(f"held_out_tasks.on_row must be error or drop, found '{self.on_row}'", field="on_row")
+
+
+def labels(record: Record, name: str) -> list[str]:
+    """The values of a field of the record's meta, or its `group`, as `meta_values` gives them."""
+    return meta_values({"group": record.group} if name == "group" else record.meta, name)
+
+
+def meta_values(meta: Mapping[str, Any], name: str) -> list[str]:
+    """The values of a field of `meta` as text: none, one, or those of a list."""
+    value = meta.get(name)
+    if value is None:
+        return []
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+def keep_out(records: Iterable[R], held_out: HeldOutTasks, place: str, dropped: Counter[str]) -> Iterator[R]:
+    """The records without held-out ones, which are counted in `dropped`, or raise DataError under on_row "error".
+
+    `place` names the source. Records none of which has any of the fields are told of in a warning: nobody can say
+    what tasks they are.
+    """
+    values = {name: frozenset(map(str, listed)) for name, listed in held_out.meta.items()}
+    known = False
+    for record in records:
+        found = [(name, label) for name in values for label in labels(record, name)]
+        known = known or bool(found)
+        hit = next(((name, label) for name, label in found if label in values[name]), None)
+        if hit is None:
+            yield record
+        elif held_out.on_row == "drop":
+            dropped[f"held-out {hit[0]} {hit[1]}"] += 1
+        else:
+            raise DataError(
+                f"{place}: row '{record.id}' has {hit[0]} '{hit[1]}', which held_out_tasks keeps from training; take it"
+                " out of the data, or set held_out_tasks.on_row: drop",
+                field=hit[0],
+            )
+    if not known:
+        log.warning("%s: no row has %s, so held-out tasks cannot be told", place, " or ".join(values))
+
+
+def overlap(path: str, other: str) -> bool:
+    """Whether two sources' paths share a file, or a data set or folder of it on the hub."""
+    one, two = locate(path), locate(other)
+    if isinstance(one, FileLocation) and isinstance(two, FileLocation):
+        return bool({p.resolve() for p in one.paths} & {p.resolve() for p in two.paths})
+    if isinstance(one, HubLocation) and isinstance(two, HubLocation):
+        return one.name == two.name and (one.folder == two.folder or None in (one.folder, two.folder))
+    return one == two

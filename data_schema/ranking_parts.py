@@ -1,0 +1,233 @@
+"""What the readers of comparison data share: a row's prompt, answers and scores, made into any kind of record.
+
+A reader of comparison data says what stands in a row: a `Ranking`, a `Drop`, or a list of these. `readers` makes
+comparisons, demonstrations (the best answer) and prompts of it, and leaves out the same things for every format.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
+
+from data_schema.errors import DataError
+from data_schema.format_parts import Drop, Gather, NumberedRows, Origin, Outcome, Reader, Row
+from data_schema.records import Comparison, Demonstration, Message, Prompt, Record, describe
+
+T = TypeVar("T")
+
+
+class Ranking(NamedTuple):
+    """One prompt, its answers as the row has them, and how good each was found."""
+
+    prompt: tuple[Message, ...]
+    answers: Sequence[object]  # texts; what else stands there is left out and counted
+    scores: Sequence[float | None]  # one per answer, higher is better; None: nobody judged it
+    meta: dict[str, Any]
+    group: str | None = None
+    labeler: str | None = None
+    margin: float | None = None
+    unclear: str | None = None  # why nobody can tell which answer is better; scores then mean nothing
+
+
+Read = Callable[[Row], Ranking | Drop | Sequence[Ranking | Drop]]
+
+FIRST, SECOND, TIE = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)  # scores of two answers
+
+
+# ---- values of a row
+
+
+def value_of(row: Row, column: str) -> Any:
+    if column not in row:
+        raise DataError(f"'{column}' is missing; the row has {', '.join(row) or 'no columns'}", field=column)
+    return row[column]
+
+
+def number_of(row: Row, column: str) -> float:
+    value = value_of(row, column)
+    if isinstance(value, str):  # CSV has no other numbers
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"'{column}' must be a finite number, found {describe(value)}", field=column)
+    return float(value)
+
+
+def one_of(row: Row, column: str, meanings: Mapping[Any, T]) -> T:
+    """What the value of `column` means. Raises DataError, which lists the values there may be, for any other."""
+    value = value_of(row, column)
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    # Python holds true to be 1, and a list to be no key.
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value not in meanings:
+        allowed = ", ".join(str(key) for key in meanings)
+        raise DataError(f"'{column}' must be one of {allowed}, found {describe(row[column])}", field=column)
+    return meanings[value]
+
+
+def object_of(row: Row, column: str) -> Row:
+    value = value_of(row, column)
+    if not isinstance(value, dict):
+        raise DataError(f"'{column}' must be an object, found {describe(value)}", field=column)
+    return value
+
+
+def objects_of(row: Row, column: str) -> list[Row]:
+    value = value_of(row, column)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise DataError(f"'{column}' must be a list of objects, found {describe(value)}", field=column)
+    return value
+
+
+def group_of(value: object) -> str | None:
+    """An id of a post, tree or question as a group; None where there is none."""
+    return None if value is None or str(value).strip() == "" else str(value)
+
+
+# ---- rankings to records
+
+
+def why_unusable(answer: object) -> str | None:
+    """Why an answer can be no response, or None. Published sets hold empty answers and JSON's true."""
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        return "empty response"
+    return None if isinstance(answer, str) else "response is not text"
+
+
+def _ranked(ranking: Ranking) -> tuple[list[tuple[str, float]], list[Drop]]:
+    """Two or more answers of different scores and texts (or none at all), and what was left out.
+
+    Of the same text twice with one score the first is kept; with different scores nobody knows, and neither is.
+    """
+    judged: list[tuple[str, float]] = []
+    left_out: list[Drop] = []
+    for answer, score in zip(ranking.answers, ranking.scores, strict=True):
+        reason = why_unusable(answer) or ("response without a rank" if score is None else None)
+        if reason is not None:
+            left_out.append(Drop(reason))
+        elif isinstance(answer, str) and score is not None:
+            judged.append((answer, score))
+    if _is_tie(judged):
+        return [], [*left_out, Drop("tie")]
+    scores: dict[str, set[float]] = {}
+    for answer, score in judged:
+        scores.setdefault(answer.strip(), set()).add(score)
+    distinct: dict[str, tuple[str, float]] = {}
+    for answer, score in judged:
+        if len(scores[answer.strip()]) > 1:
+            left_out.append(Drop("equal texts"))
+        elif answer.strip() in distinct:
+            left_out.append(Drop("repeated response"))
+        else:
+            distinct[answer.strip()] = answer, score
+    ranked = list(distinct.values())
+    if _is_tie(ranked):
+        return [], [*left_out, Drop("tie")]
+    if len(ranked) < 2:
+        return [], left_out or [Drop("fewer than two responses")]
+    return ranked, left_out
+
+
+def _is_tie(judged: Sequence[tuple[str, float]]) -> bool:
+    return len(judged) > 1 and len({score for _, score in judged}) == 1
+
+
+def _comparison(ranking: Ranking, origin: Origin) -> list[Record | Drop]:
+    if ranking.unclear:
+        return [Drop(ranking.unclear)]
+    kept, left_out = _ranked(ranking)
+    if not kept:  # a row of two answers is one row dropped, whatever is wrong with both
+        return [*(left_out[:1] if len(ranking.answers) == 2 else left_out)]
+    order = sorted({score for _, score in kept}, reverse=True)
+    record = Comparison(
+        *origin,
+        prompt=ranking.prompt,
+        responses=tuple(answer for answer, _ in kept),
+        ranks=tuple(order.index(score) + 1 for _, score in kept),
+        labeler=ranking.labeler,
+        margin=ranking.margin,
+        group=ranking.group,
+        meta=ranking.meta,
+    )
+    return [record, *left_out]
+
+
+def _demonstration(ranking: Ranking, origin: Origin) -> list[Record | Drop]:
+    """The best answer, the first of equals; a single one need not be judged."""
+    if ranking.unclear:
+        return [Drop(ranking.unclear)]
+    scores = [score for score in ranking.scores if score is not None]
+    if len(scores) > 1 and len(set(scores)) == 1:
+        return [Drop("tie")]
+    if not scores and len(ranking.answers) != 1:
+        return [Drop("response without a rank")]
+    best = max(scores, default=None)
+    answers = [answer for answer, score in zip(ranking.answers, ranking.scores, strict=True) if score == best]
+    texts = [answer for answer in answers if isinstance(answer, str) and why_unusable(answer) is None]
+    if not texts:
+        return [Drop(why_unusable(answers[0]) or "empty response")]
+    messages = (*ranking.prompt, Message("assistant", texts[0]))
+    return [Demonstration(*origin, messages=messages, group=ranking.group, meta=ranking.meta)]
+
+
+def _prompt(ranking: Ranking, origin: Origin) -> list[Record | Drop]:
+    return [Prompt(*origin, prompt=ranking.prompt, group=ranking.group, meta=ranking.meta)]
+
+
+def _reader(read: Read, make: Callable[[Ranking, Origin], list[Record | Drop]]) -> Reader:
+    def reader(row: Row, origin: Origin) -> Outcome:
+        found = read(row)
+        if isinstance(found, Drop):
+            return found
+        if isinstance(found, Ranking):
+            outcome = make(found, origin)
+        else:
+            outcome = []
+            for number, part in enumerate(found, start=1):
+                place = Origin(f"{origin.id}.{number}", origin.source)
+                outcome += [part] if isinstance(part, Drop) else make(part, place)
+        return outcome[0] if len(outcome) == 1 else outcome
+
+    return reader
+
+
+def readers(read: Read) -> dict[type, Reader]:
+    """What gives each kind of record from the rankings that `read` finds in a row."""
+    makers = {Comparison: _comparison, Demonstration: _demonstration, Prompt: _prompt}
+    return {kind: _reader(read, make) for kind, make in makers.items()}
+
+
+# ---- rows that belong together
+
+GATHERED = "gathered rows"
+
+
+def gather_by(key: Callable[[Row], Hashable]) -> Gather:
+    """Rows of the same key -> the first of them, with all of them in the column GATHERED.
+
+    `key` raises DataError for a row that no reader could use: such a row stays alone, so that its error names its own
+    place. Holds all rows in memory, since rows of one prompt need not stand together.
+    """
+
+    def gather(rows: NumberedRows) -> NumberedRows:
+        together: dict[Hashable, tuple[int, list[Row]]] = {}
+        alone: list[tuple[int, Row | DataError]] = []
+        for number, row in rows:
+            if isinstance(row, DataError):
+                alone.append((number, row))
+                continue
+            try:
+                name = key(row)
+            except DataError:
+                alone.append((number, row))
+                continue
+            together.setdefault(name, (number, []))[1].append(row)
+        merged = [(number, {**same[0], GATHERED: same}) for number, same in together.values()]
+        yield from sorted([*alone, *merged], key=lambda item: item[0])
+
+    return gather
+
+
+def gathered(row: Row) -> list[Row]:
+    rows: list[Row] = row.get(GATHERED, [row])
+    return rows

@@ -1,0 +1,128 @@
+"""Log-likelihoods of given answers: what a model would have to believe to write each of them.
+
+A prompt is read once however many answers it has: its keys and values (or its encoder states) are copied for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from policy.encoding import pad
+from policy.logprobs import token_logprobs_from_hidden
+from policy.masks import position_ids
+from policy.rollout import output_head, unflatten
+from policy.seq2seq import answer_token_logprobs, collate_pairs
+
+
+class Question(NamedTuple):
+    """A prompt and the answers to it that are compared, as ids; every answer ends with EOS."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    @property
+    def cost(self) -> int:
+        """Tokens that are held at once."""
+        return len(self.answers) * (len(self.prompt) + max(map(len, self.answers)))
+
+
+@torch.no_grad()
+def answer_logprobs(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    tokens_at_once: int,
+    progress: Callable[[int], object] = lambda n: None,
+) -> list[list[float]]:
+    """Of each question's answers the log-likelihood in nats, summed over tokens, EOS included.
+
+    `tokens_at_once` bounds the memory (prompt and answer of every answer count); `progress` is told how many questions
+    were answered. Questions of like length share a batch, so padding costs little; the order is kept.
+    """
+    read = _encoder_decoder_logprobs if model.config.is_encoder_decoder else _decoder_logprobs
+    results: list[list[float]] = [[] for _ in questions]
+    for batch in like_length_batches(questions, tokens_at_once):
+        part = [questions[i] for i in batch]
+        sums = iter(read(model, part).tolist())
+        for i, question in zip(batch, part, strict=True):
+            results[i] = [next(sums) for _ in question.answers]
+        progress(len(batch))
+    return results
+
+
+def like_length_batches(questions: Sequence[Question], tokens_at_once: int) -> Iterator[list[int]]:
+    """Places of questions, the longest prompts first (what does not fit into memory fails at once)."""
+    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].prompt), i))
+    batch: list[int] = []
+    width = n_answers = 0
+    for i in order:
+        question = questions[i]
+        width_with = max(width, question.cost // len(question.answers))
+        if batch and width_with * (n_answers + len(question.answers)) > tokens_at_once:
+            yield batch
+            batch, width, n_answers = [], 0, 0
+            width_with = question.cost // len(question.answers)
+        batch.append(i)
+        width, n_answers = width_with, n_answers + len(question.answers)
+    if batch:
+        yield batch
+
+
+def _rows_of(questions: Sequence[Question], device: torch.device) -> Tensor:
+    """(answers,) which question each answer belongs to."""
+    counts = torch.tensor([len(question.answers) for question in questions])
+    return torch.arange(len(questions)).repeat_interleave(counts).to(device)
+
+
+def _decoder_logprobs(model: PreTrainedModel, questions: Sequence[Question]) -> Tensor:
+    """(answers,) in nats, answers in order over all questions."""
+    device = model.device
+    body, head = getattr(model, model.base_model_prefix), output_head(model)
+    prompts, prompt_mask = (part.to(device) for part in pad([q.prompt for q in questions], 0, "left"))
+    answers, mask = (part.to(device) for part in pad([a for q in questions for a in q.answers], 0, "right"))
+    rows = _rows_of(questions, device)
+
+    cache = DynamicCache(config=model.config)
+    hidden = body(
+        input_ids=prompts,
+        attention_mask=prompt_mask.long(),
+        position_ids=position_ids(prompt_mask),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[rows, -1:]  # the state of a prompt's last token predicts an answer's first
+    if answers.shape[1] > 1:
+        cache.batch_select_indices(rows)
+        seen = torch.cat([prompt_mask[rows], mask[:, :-1]], dim=1)
+        more = body(
+            input_ids=answers[:, :-1],
+            attention_mask=seen.long(),
+            position_ids=position_ids(seen)[:, prompts.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        hidden = torch.cat([hidden, more], dim=1)
+    found = token_logprobs_from_hidden(hidden[mask], head, answers[mask])
+    return unflatten(found.logprobs, mask).sum(1)
+
+
+def _encoder_decoder_logprobs(model: PreTrainedModel, questions: Sequence[Question]) -> Tensor:
+    """(answers,) in nats, answers in order over all questions."""
+    device = model.device
+    rows = _rows_of(questions, device)
+    prompts = pad([question.prompt for question in questions], model.config.pad_token_id, "right")
+    prompt_mask = prompts.mask.long().to(device)
+    states = model.get_encoder()(input_ids=prompts.ids.to(device), attention_mask=prompt_mask).last_hidden_state
+    # Whose encoder states a row reads is told by `rows`; the collated prompts are only there for their number.
+    batch = collate_pairs(model, [[0]] * len(rows), [answer for question in questions for answer in question.answers])
+    logits = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states[rows]),
+        attention_mask=prompt_mask[rows],
+        decoder_input_ids=batch.decoder_inputs.to(device),
+        use_cache=False,
+    ).logits
+    return answer_token_logprobs(logits, batch.answers.to(device)).sum(1)

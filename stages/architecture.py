@@ -1,0 +1,38 @@
+"""Which base models the stages can take, told before anything runs. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from stages.errors import ConfigError
+from stages.plan import StagePlan
+
+
+def refuse_encoder_decoders(plans: Sequence[StagePlan], to_run: Collection[str]) -> None:
+    """Raise ConfigError where a stage after SFT would start from an encoder-decoder; SFT alone takes one.
+
+    A model that comes from elsewhere in the store is refused when it is loaded.
+    """
+    bases = {plan.key: plan.config.base_model for plan in plans if plan.stage == "sft"}
+    for plan in plans:
+        source = plan.outside.get("sft") or bases.get(plan.parents.get("sft", ""))
+        if plan.stage in to_run and source and reads_with_encoder(str(source)):
+            raise ConfigError(
+                f"{plan.stage} cannot start from '{source}', which is an encoder-decoder: only sft and evaluate-tasks "
+                "take one; leave the sections after sft out, run 'triptych sft --config RECIPE', or change the model"
+            )
+
+
+def reads_with_encoder(source: str) -> bool:
+    """What a model's config.json says, of a directory or the hub; False where it cannot be read from here."""
+    path = Path(source) / "config.json"
+    try:
+        if not Path(source).exists():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(source, "config.json"))
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("is_encoder_decoder", False))
+    except (OSError, ValueError, AttributeError):  # no such model, no network: the stage that loads it says so
+        return False

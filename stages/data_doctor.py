@@ -1,0 +1,222 @@
+"""What a data set holds and what is wrong with it, before anything is trained on it.
+
+Everything is counted over all rows, in a few passes that hold numbers but no texts.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_schema import Comparison, Demonstration, Document, Record, Records, prompt_messages
+from data_schema import prompt_text as folded_prompt
+from data_schema.duplicates import THRESHOLD, Twin, near_duplicates, near_matches, repeated_rows, text_digest
+from data_schema.records import KIND_NAMES
+from stages.data_checks import RowChecks
+from stages.data_lengths import Lengths, add_words, histogram, length_findings, quantiles, token_lengths
+from stages.findings import EXAMPLES, Finding, Severity, one_line, worst_first
+from stages.tokenizer_checks import tokenizer_findings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Tokens(NamedTuple):
+    """A tokenizer with its template set, and what to hold the rows against."""
+
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    template: str  # "name/version", or "tokenizer" for its own
+
+
+@dataclass(frozen=True)
+class Report:
+    kind: str
+    source_format: str
+    sources: tuple[str, ...]
+    records: int
+    dropped: Mapping[str, int]
+    duplicates: int  # rows that repeat an earlier one, character for character
+    near_duplicates: int  # further rows that are nearly an earlier one
+    same_prompt: int  # rows that ask what an earlier one asked
+    lengths: Lengths
+    max_length: int | None
+    scripts: Mapping[str, int]
+    against: Mapping[str, Any] | None
+    tokenizer: str | None
+    template: str | None
+    findings: tuple[Finding, ...]  # worst first
+
+    @property
+    def too_long(self) -> int | None:
+        return None if self.max_length is None else sum(length > self.max_length for length in self.lengths.whole)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "source_format": self.source_format,
+            "sources": list(self.sources),
+            "records": self.records,
+            "dropped": dict(self.dropped),
+            "duplicates": self.duplicates,
+            "near_duplicates": self.near_duplicates,
+            "same_prompt": self.same_prompt,
+            "lengths": {
+                "unit": self.lengths.unit,
+                "rows": quantiles(self.lengths.whole),
+                "answers": quantiles(self.lengths.answers),
+                "histogram": [list(bar) for bar in histogram(self.lengths.whole)],
+            },
+            "max_length": self.max_length,
+            "too_long": self.too_long,
+            "scripts": dict(self.scripts),
+            "against": self.against,
+            "tokenizer": self.tokenizer,
+            "template": self.template,
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+
+def examine(
+    records: Records[Any],
+    sources: Sequence[str],
+    tokens: Tokens | None = None,
+    max_length: int | None = None,
+    against: Records[Any] | None = None,
+) -> Report:
+    """The report on `records`. `max_length` counts tokens, or words where there is no tokenizer; `against` are other
+    records, such as an evaluation set, with which they should share no prompt."""
+    checks = RowChecks(tokens.tokenizer.all_special_tokens if tokens else ())
+    contents, prompts = array("Q"), array("Q")
+    lengths = Lengths("words", array("q"), array("q"))
+    for record in records:
+        checks.look_at(record)
+        contents.append(text_digest(whole_text(record)))
+        prompts.append(text_digest(folded_prompt(record)))
+        if tokens is None:
+            add_words(record, lengths)
+    repeats, same_prompt = ([row for row, _ in repeated_rows(digests)] for digests in (contents, prompts))
+    near = {twin.row for twin in near_duplicates(Texts(records, whole_text))}.difference(repeats)
+
+    found = _dropped_findings(records)
+    found += _duplicate_findings(records, repeats, sorted(near), same_prompt) + checks.findings()
+    if tokens is not None:
+        found += tokenizer_findings(tokens.tokenizer, tokens.template == "tokenizer")
+        lengths, refused = token_lengths(records, records.kind, tokens.tokenizer)
+        found += refused
+    found += length_findings(records, lengths, max_length)
+    account = None
+    if against is not None:
+        account, leaks = _leaks(records, against)
+        found += leaks
+    return Report(
+        kind=KIND_NAMES[records.kind],
+        source_format=records.format,
+        sources=tuple(sources),
+        records=len(records),
+        dropped=dict(sorted(records.dropped.items())),
+        duplicates=len(repeats),
+        near_duplicates=len(near),
+        same_prompt=len(same_prompt),
+        lengths=lengths,
+        max_length=max_length,
+        scripts=checks.scripts(),
+        against=account,
+        tokenizer=tokens.name if tokens else None,
+        template=tokens.template if tokens else None,
+        findings=tuple(worst_first(found)),
+    )
+
+
+class Texts(Sequence[str]):
+    """One text of each record, made when it is asked for."""
+
+    def __init__(self, records: Records[Any], text_of: Callable[[Any], str]) -> None:
+        self._records, self._text_of = records, text_of
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._text_of(self._records[at])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._text_of, self._records)
+
+
+def whole_text(record: Record) -> str:
+    """All that a record says, ids and metadata apart."""
+    if isinstance(record, Document):
+        return record.text
+    answers = record.responses if isinstance(record, Comparison) else ()
+    ranks = str(record.ranks) if isinstance(record, Comparison) else ""
+    turns = record.messages if isinstance(record, Demonstration) else record.prompt
+    return "\n".join([*(f"{m.role}: {m.content}" for m in turns), *answers, ranks]).rstrip()
+
+
+def leak_text(record: Record) -> str:
+    """What is asked, without roles, so that a prompt is told in a set of another kind too."""
+    return record.text if isinstance(record, Document) else "\n".join(m.content for m in prompt_messages(record))
+
+
+def _dropped_findings(records: Records[Any]) -> list[Finding]:
+    if not records.dropped:
+        return []
+    count = sum(records.dropped.values())
+    told = ", ".join(f"{reason}: {n}" for reason, n in sorted(records.dropped.items(), key=lambda item: -item[1]))
+    empty = sum(n for reason, n in records.dropped.items() if "empty" in reason)
+    found = []
+    if empty:
+        text = f"{empty} of {len(records) + count} rows have an empty or blank text and are left out"
+        found.append(Finding("warning", "empty_target", text, "fill or delete them", empty))
+    cure = "mend them, or set on_bad_row: drop in the recipe: without it a run stops at the first"
+    text = f"{count} of {len(records) + count} rows cannot be used ({one_line(told)})"
+    return [*found, Finding("warning", "dropped", text, cure, count)]
+
+
+def _duplicate_findings(
+    records: Records[Any], repeats: Sequence[int], near: Sequence[int], same_prompt: Sequence[int]
+) -> list[Finding]:
+    n = len(records)
+
+    def finding(check: str, rows: Sequence[int], what: str, cure: str) -> list[Finding]:
+        if not rows:
+            return []
+        severity: Severity = "warning" if len(rows) >= 0.01 * n else "note"
+        text = f"{len(rows)} of {n} rows {what}"
+        ids = tuple(records[row].id for row in rows[:EXAMPLES])
+        return [Finding(severity, check, text, cure, len(rows), ids)]
+
+    cure = "delete them: what stands twice weighs twice"
+    found = finding("duplicates", repeats, "repeat an earlier row", cure)
+    found += finding("near_duplicates", near, f"are nearly an earlier row (Jaccard {THRESHOLD:g} or more)", cure)
+    asked = sorted(set(same_prompt).difference(repeats))
+    if asked and records.kind in (Demonstration, Comparison):
+        text = f"{len(asked)} of {n} rows ask what an earlier row asked"
+        found.append(
+            Finding("note", "same_prompt", text, "", len(asked), tuple(records[i].id for i in asked[:EXAMPLES]))
+        )
+    return found
+
+
+def _leaks(records: Records[Any], against: Records[Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """How many rows of `against` ask what a row of `records` asks."""
+    texts, others = Texts(against, leak_text), Texts(records, leak_text)
+    twins = near_matches(texts, others)
+    exact = [twin for twin in twins if twin.similarity == 1]
+    near = [twin for twin in twins if twin.similarity < 1]
+    groups: list[tuple[Severity, str, list[Twin], str]] = [
+        ("error", "leak", exact, "in"),
+        ("warning", "near_leak", near, "nearly in"),
+    ]
+    found = []
+    for severity, check, group, what in groups:
+        if group:
+            example = one_line(texts[group[0].row], 80)
+            text = f'{len(group)} of {len(against)} prompts of the other set are {what} this one, such as "{example}"'
+            cure = "take them out of one of the two: what was trained on measures nothing"
+            ids = tuple(against[twin.row].id for twin in group[:EXAMPLES])
+            found.append(Finding(severity, check, text, cure, len(group), ids))
+    return {"records": len(against), "shared": len(exact), "nearly_shared": len(near)}, found

@@ -1,0 +1,269 @@
+"""`triptych judge MODEL`: one page on how far a reward model can be trusted, on comparisons it was not trained on."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from checkpoint_store import CheckpointStore
+from data_schema import Comparison, Prompt, Records, Source, fingerprint, load_all, prompt_text, read_records
+from policy.language_model import load_language_model
+from reward.agreement import agreement
+from stages.comparisons import HELD_OUT_FILE, rank_answers, sample_answers
+from stages.configs import ComparisonsConfig
+from stages.errors import ConfigError
+from stages.job import keep_back, prompt_hash, read_seen_prompts
+from stages.judge_page import print_judgement, write_page
+from stages.judging import load_judge
+from stages.reward_judging import ScoredPairs, correlation, judge_scores, quarters, scored_pairs, table
+from stages.scorer import Scorer, find_checkpoint, open_scorer, score_answers
+from stages.settings import SamplingConfig
+
+logger = logging.getLogger("triptych.judge")
+CHUNK = 512  # comparisons whose ids stand in memory at a time
+JSON_FILE, PAGE_FILE = "judgement.json", "judgement.html"
+
+
+Votes = dict[bytes, dict[str, float]]  # a pair of answers -> labeler -> verdict
+
+
+class Said(NamedTuple):
+    """What a comparison says of itself."""
+
+    source: str
+    labeler: str | None
+    subset: str | None  # as RewardBench's files have it, in a column of its own
+    margin: float | None
+    gold: Sequence[float]  # of each answer, where a judge in code gave it
+
+
+class Judged(NamedTuple):
+    """All pairs of the comparisons that count, and those comparisons in a few words."""
+
+    said: list[Said]
+    pairs: ScoredPairs
+    votes: Votes  # of ties too
+    left_out: dict[str, int]  # comparisons, by reason
+
+
+def command(words: Sequence[str]) -> None:
+    """`triptych judge MODEL [--data SOURCE ...] [--policy MODEL --prompts SOURCE --judge module:function]`."""
+    parser = argparse.ArgumentParser(prog="triptych judge", description=__doc__, allow_abbrev=False)
+    parser.add_argument("model", help="a name such as quickstart/reward_model, a key, or a directory")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="SOURCE", help="comparisons; default: those it kept back in training"
+    )
+    parser.add_argument("--format", default="auto", help="of --data; default: told by the first row")
+    parser.add_argument("--split", default="train", help="of hub data sets and Python functions")
+    parser.add_argument("--limit", type=int, help="rows of each source")
+    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error")
+    parser.add_argument("--policy", metavar="MODEL", help="also judge on fresh answers of this policy ...")
+    parser.add_argument("--prompts", metavar="SOURCE", help="... to these prompts (of --split) ...")
+    parser.add_argument("--judge", metavar="MODULE:FUNCTION", help="... ordered by the gold score of this function")
+    parser.add_argument("--n-prompts", type=int, default=200, help="prompts the policy answers (default: 200)")
+    parser.add_argument("--answers", type=int, default=4, help="answers to each (default: 4)")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--root", type=Path, default=Path("out"), help="where checkpoints are kept (default: out)")
+    parser.add_argument("--out", type=Path, help="folder of the page (default: ROOT/judgements/MODEL)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options = parser.parse_args(words)
+    if bool(options.policy) != bool(options.judge) or bool(options.policy) != bool(options.prompts):
+        raise ConfigError("fresh pairs need all three: --policy MODEL --prompts SOURCE --judge MODULE:FUNCTION")
+
+    scorer = open_scorer(options.model, options.root, options.device)
+    result = {"model": scorer.name, "fingerprint": scorer.fingerprint, **judge(scorer, options)}
+    if options.policy:
+        result["fresh"] = judge_fresh(scorer, options)
+    name = scorer.manifest.name if scorer.manifest else scorer.directory.resolve().name
+    folder = options.out or options.root / "judgements" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JSON_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(folder / PAGE_FILE, result)
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        print_judgement(result, folder / PAGE_FILE)
+
+
+def judge(scorer: Scorer, options: argparse.Namespace) -> dict[str, Any]:
+    """Numbers over the comparisons that were asked for, or kept back, whole and by source, labeler, subset, margin."""
+    records, account = comparisons_of(scorer, options)
+    judged = score_comparisons(scorer, records, options.batch_size)
+    if not len(judged.pairs.difference):
+        raise ConfigError(f"no pair is left to judge {scorer.name} on: {dict(judged.left_out) or 'no comparison'}")
+    return {"data": account, "left_out": judged.left_out, **judge_scores(judged.pairs), **by_label(judged)}
+
+
+def comparisons_of(scorer: Scorer, options: argparse.Namespace) -> tuple[Iterable[Comparison], dict[str, Any]]:
+    """-> (comparisons, what they are)."""
+    if not options.data:
+        return kept_back(scorer, options.root)
+    sources = [Source(path, options.format, options.split, options.limit, options.on_bad_row) for path in options.data]
+    records = load_all(sources, Comparison, options.seed)
+    seen = read_seen_prompts([scorer.directory])
+    fresh = records.select(i for i, record in enumerate(records) if prompt_hash(record) not in seen)
+    trained_on = len(records) - len(fresh)
+    if trained_on:
+        logger.warning("judge: %d of %d comparisons have prompts it was trained on", trained_on, len(records))
+    if not len(fresh):
+        raise ConfigError(
+            f"{scorer.name} was trained on the prompts of all {len(records)} comparisons; give other data"
+        )
+    dropped = {**records.dropped, **({"trained on": trained_on} if trained_on else {})}
+    return fresh, {"sources": options.data, "format": records.format, "dropped": dropped}
+
+
+def kept_back(scorer: Scorer, root: Path) -> tuple[Iterable[Comparison], dict[str, Any]]:
+    """The comparisons that the model's own stage held out, found through its manifest."""
+    manifest = scorer.manifest
+    if manifest is None:
+        raise ConfigError(f"'{scorer.name}' is a directory and tells nothing of its data; name comparisons with --data")
+    if "comparisons" in manifest.parents:
+        store = CheckpointStore(root / "store")
+        file = store.path(manifest.parents["comparisons"]) / HELD_OUT_FILE
+        if file.exists():
+            return read_records(file, Comparison), {"sources": ["held out in training"], "format": "records"}
+    sources = [Source(**source) for source in manifest.config.get("data", [])]
+    share = manifest.config.get("held_out", 0)
+    if not sources or not share:
+        raise ConfigError(f"{scorer.name} kept no comparisons back; name some with --data")
+    if [fingerprint(source, manifest.seed) for source in sources] != manifest.data["data"]["fingerprint"]:
+        raise ConfigError(f"the data of {scorer.name} changed since its training; name comparisons with --data")
+    records: Records[Comparison] = load_all(sources, Comparison, manifest.seed)
+    held_out = keep_back(records, share, manifest.seed)[1]
+    return held_out, {"sources": ["held out in training"], "format": records.format, "dropped": records.dropped}
+
+
+def score_comparisons(scorer: Scorer, records: Iterable[Comparison], batch_size: int) -> Judged:
+    """Score chunk by chunk; comparisons that say nothing (all tie) or do not fit the model are left out and counted."""
+    said: list[Said] = []
+    prompts: list[str] = []
+    ranks: list[tuple[int, ...]] = []
+    scores: list[float] = []
+    lengths: list[int] = []
+    votes: Votes = {}
+    left_out: Counter[str] = Counter()
+    with tqdm(desc="judge", unit="comparison") as bar:
+        for chunk in chunks(records, CHUNK):
+            for record in chunk:
+                add_votes(votes, record)
+            kept = [record for record in chunk if len(set(record.ranks)) > 1]
+            left_out["all answers tie"] += len(chunk) - len(kept)
+            asked = [(record.prompt, record.responses) for record in kept]
+            for record, scored in zip(kept, score_answers(scorer, asked, batch_size), strict=True):
+                if isinstance(scored, str):
+                    left_out[scored] += 1
+                    continue
+                said.append(what_it_says(record))
+                prompts.append(prompt_text(record))
+                ranks.append(record.ranks)
+                scores += scored.scores
+                lengths += scored.lengths
+            bar.update(len(chunk))
+    return Judged(said, scored_pairs(scores, lengths, ranks, prompts), votes, dict(+left_out))
+
+
+def what_it_says(record: Comparison) -> Said:
+    subset = record.meta.get("subset")
+    return Said(
+        record.source,
+        record.labeler,
+        None if subset is None else str(subset),
+        record.margin,
+        record.meta.get("gold", ()),
+    )
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    remaining = iter(items)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
+
+
+def by_label(judged: Judged) -> dict[str, Any]:
+    """Tables of the pairs by what their comparisons say of themselves; a table of one row is left out."""
+    margins = quarters([said.margin for said in judged.said])
+    columns: dict[str, list[Any]] = {
+        "by_source": [said.source for said in judged.said],
+        "by_labeler": [said.labeler for said in judged.said],
+        "by_subset": [said.subset for said in judged.said],
+        "by_margin": margins,
+    }
+    tables = {
+        name: table(judged.pairs, [column[i] for i in judged.pairs.comparison], _span if name == "by_margin" else str)
+        for name, column in columns.items()
+    }
+    found: dict[str, Any] = {name: rows for name, rows in tables.items() if len(rows) > 1}
+    if "by_subset" in found:
+        rates = [row["rate"] for row in found["by_subset"]]
+        found["mean_over_subsets"] = sum(rates) / len(rates)
+    if any(len(item) > 1 for item in judged.votes.values()):
+        found["agreement"] = agreement(list(judged.votes.values()))
+    return found
+
+
+def _span(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.4g}" if bounds[0] == bounds[1] else f"{bounds[0]:.4g} to {bounds[1]:.4g}"
+
+
+def add_votes(votes: Votes, record: Comparison) -> None:
+    """For every pair of its answers, its labeler's verdict: 1 the first is better, 0 a tie, -1 the second.
+
+    Which of the two is first is drawn by a hash of their texts, so that a file's habit of putting the better one first
+    does not look like a category that labelers like.
+    """
+    if record.labeler is None:
+        return
+    prompt = prompt_text(record).encode()
+    marks = [hashlib.sha256(prompt + b"\0" + text.encode()).digest() for text in record.responses]
+    for i, j in combinations(range(len(marks)), 2):
+        first, second = (i, j) if marks[i] <= marks[j] else (j, i)
+        verdict = (record.ranks[second] > record.ranks[first]) - (record.ranks[second] < record.ranks[first])
+        votes.setdefault(marks[first] + marks[second], {}).setdefault(record.labeler, float(verdict))
+
+
+def judge_fresh(scorer: Scorer, options: argparse.Namespace) -> dict[str, Any]:
+    """Numbers on what the policy writes now, which drifts away from what the model was trained on."""
+    labeler = load_judge(options.judge, "--judge")
+    source = Source(options.prompts, split=options.split, limit=options.limit or 10 * options.n_prompts)
+    config = ComparisonsConfig(
+        prompts=[source],
+        labeler=options.judge,
+        answers_per_prompt=options.answers,
+        sampling=SamplingConfig(max_new_tokens=options.max_new_tokens),
+    )
+    seen = read_seen_prompts([scorer.directory])
+    unseen = (prompt for prompt in load_all([source], Prompt, options.seed) if prompt_hash(prompt) not in seen)
+    prompts = list(islice(unseen, options.n_prompts))
+    policy = load_language_model(find_checkpoint(options.policy, options.root)[0], scorer.model.device)
+    policy.model.eval()
+    rng = torch.Generator(scorer.model.device).manual_seed(options.seed)
+    answers = sample_answers(prompts, policy, config, rng)
+    ranked = [
+        rank_answers(prompt, drawn, labeler, config, 0.0, random.Random(options.seed))
+        for prompt, drawn in zip(prompts, answers, strict=True)
+    ]
+    comparisons = [outcome for outcome in ranked if isinstance(outcome, Comparison)]
+    judged = score_comparisons(scorer, comparisons, options.batch_size)
+    gold = torch.tensor([value for said in judged.said for value in said.gold], dtype=torch.float64)
+    return {
+        "policy": options.policy,
+        "judge": options.judge,
+        "left_out": {**Counter(outcome for outcome in ranked if isinstance(outcome, str)), **judged.left_out},
+        "gold_correlation": correlation(judged.pairs.scores, gold.numpy()),
+        **judge_scores(judged.pairs),
+    }

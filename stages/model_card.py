@@ -1,0 +1,108 @@
+"""The README.md inside a published reward model: how its text is written and how its score is read.
+
+A score is reward_gain * logit + reward_bias. Causal architectures have a head without a bias (a logit cannot carry the
+constant, and a final RMSNorm leaves no state to hide it in), so both numbers stay in config.json, and the card holds
+the few lines that apply them. A test runs those lines as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reward.scalar_model import stored_normalisation
+
+CARD_FILE = "README.md"
+CARD = """---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [reward-model]
+---
+# Reward model
+
+A {architecture} with one label, trained on people's or a judge's comparisons with InstructGPT's ranking loss. A higher
+score means that an answer is more likely to be preferred to another answer **to the same prompt**: P(a beats b) =
+sigmoid(logit(a) - logit(b)). Scores of different prompts are comparable only as far as the training data made them so.
+
+## Reading a score
+
+- **Text.** `chat_template.jinja` writes the conversation, which ends with the assistant's answer and the EOS token
+  `{eos}` (id {eos_id}). EOS is part of the answer: without it the score is that of an unfinished one.
+- **Tokens.** What stands before an answer and the answer with its EOS are tokenized apart, without special tokens
+  added, and joined as ids. Tokenized as one text, characters could merge across the border into tokens that the model
+  has not seen there.
+- **Place.** The score is read at the last real token, that EOS. Padding is `{pad}` (id {pad_id}), which is not EOS; on
+  which side it stands changes nothing as long as the attention mask marks it.
+- **Scale.** `logits[0, 0]` is the raw score. The score that training, evaluation and PPO report is
+  `reward_gain * logit + reward_bias`, with `reward_gain` {gain:.10g} and `reward_bias` {bias:.10g} from `config.json`.
+  {scale}
+
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+directory = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def score(messages):
+    \"\"\"messages: [{{"role": "user", "content": ..}}, {{"role": "assistant", "content": ..}}], the answer last.\"\"\"
+    ids, done = [], ""
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
+            answer = whole[len(before) :].partition(tokenizer.eos_token)[0] + tokenizer.eos_token
+            for piece in (before[len(done) :], answer):
+                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+            done = before + answer
+    with torch.no_grad():
+        logit = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
+    return model.config.reward_gain * logit + model.config.reward_bias
+```
+
+With triptych installed, `triptych score DIRECTORY FILE` does the same for the rows of a file, and `triptych judge`
+says on your own comparisons how far to trust it.
+{numbers}"""
+SCALES = {
+    "demonstrations": "On this scale the demonstrations score 0 on average.",
+    "policy_samples": "On this scale the SFT model's own answers have mean 0 and standard deviation 1.",
+}
+
+
+def write_reward_card(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    normalise_on: str,
+    judged: Mapping[str, Any],
+) -> None:
+    """Leave the card beside the weights. `judged` is what the stage measured on its held-out pairs."""
+    normalisation = stored_normalisation(model)
+    card = CARD.format(
+        architecture=type(model).__name__,
+        eos=tokenizer.eos_token,
+        eos_id=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token,
+        pad_id=tokenizer.pad_token_id,
+        gain=normalisation.gain,
+        bias=normalisation.bias,
+        scale=SCALES[normalise_on],
+        numbers=_numbers(judged),
+    )
+    (directory / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _numbers(judged: Mapping[str, Any]) -> str:
+    if judged.get("pair_accuracy") is None:
+        return "\nIt kept no comparisons back, so its accuracy was not measured.\n"
+    return (
+        f"\n## Measured\n\nOn {judged['n']} held-out pairs it prefers the better answer in "
+        f"{judged['pair_accuracy']:.1%} (95 % interval {judged['pair_accuracy_low']:.1%} to "
+        f"{judged['pair_accuracy_high']:.1%}); preferring the longer one would get "
+        f"{judged['longer_wins_accuracy']:.1%}.\n"
+    )

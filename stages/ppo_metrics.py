@@ -1,0 +1,58 @@
+"""What PPO tells of an iteration: numbers to watch, a judge's opinion, samples to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from data_schema import Prompt
+from policy.advantages import masked_mean
+from policy.losses import explained_variance
+from stages.judging import Judge
+
+if TYPE_CHECKING:
+    from stages.ppo import Experience
+
+SAMPLE_ROWS = 8  # rows of a table of samples
+TABLES = 10  # tables of samples in a run
+
+
+def describe(experience: Experience, kl_coef: float, learning_rate: float) -> dict[str, float]:
+    """What to watch (lm-human-preferences' names): objective/* are means over episodes; KL is in nats per episode."""
+    mask = experience.rollout.response_mask
+    kl = experience.kl.sum(1)
+    return {
+        **{f"reward/{name}": float(scores.mean()) for name, scores in experience.parts.items()},
+        "objective/score": float(experience.scores.mean()),
+        "objective/score_std": float(experience.scores.std()),
+        "objective/reward": float((experience.scores - kl_coef * kl).mean()),
+        "objective/kl": float(kl.mean()),
+        "objective/kl_coef": kl_coef,
+        "objective/entropy": float(masked_mean(experience.entropy, mask)),
+        "objective/length": float(experience.rollout.lengths.float().mean()),
+        "objective/eos_rate": float(experience.rollout.ended.float().mean()),
+        "value/explained_variance": float(explained_variance(experience.values, experience.returns, mask)),
+        "value/mean": float(masked_mean(experience.values, mask)),
+        "value/mean_return": float(masked_mean(experience.returns, mask)),
+        "policy/learning_rate": learning_rate,
+    }
+
+
+def judge_answers(judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], ended: Tensor) -> dict[str, float]:
+    """The mean of each part of the judge's grades."""
+    rows = zip(prompts, texts, ended.tolist(), strict=True)
+    judged = [judge(prompt.meta, text, end) for prompt, text, end in rows]
+    return {f"monitor/{part}": sum(row[part] for row in judged) / len(judged) for part in judged[0]}
+
+
+def sample_table(
+    prompts: Sequence[Prompt], texts: Sequence[str], experience: Experience
+) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table of samples with their scores."""
+    rows = [
+        [prompts[i].prompt[-1].content, texts[i], float(experience.scores[i]), float(experience.kl[i].sum())]
+        for i in range(min(SAMPLE_ROWS, len(prompts)))
+    ]
+    return ["prompt", "response", "score", "kl"], rows

@@ -1,0 +1,107 @@
+"""A recipe's rewards, loaded: what PPO trains on, and what evaluation scores with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from policy.language_model import check_special_tokens, load_tokenizer
+from policy.rollout import Rollout
+from reward.invariance import check_scores_are_independent
+from reward.scalar_model import load_scalar_model, response_scores
+from reward.sources import (
+    FunctionReward,
+    LengthPenalty,
+    ModelReward,
+    Part,
+    ReencodedReward,
+    RepetitionPenalty,
+    Reward,
+    Scored,
+)
+from stages.configs import PpoConfig
+from stages.job import Job
+from stages.judging import load_function
+from stages.ppo_roles import Roles, check_same_text, text_difference
+from stages.reward_settings import RewardPart, reads_pipelines, reward_role
+
+
+class LoadedModel(NamedTuple):
+    """The pipeline's reward model where somebody has it in memory already."""
+
+    model: PreTrainedModel
+    within: Callable[[], AbstractContextManager[Any]]  # in it, the model is the reward model
+
+
+class Reader(NamedTuple):
+    """Who writes the texts that are scored, and how they are scored."""
+
+    tokenizer: PreTrainedTokenizerBase  # the policy's
+    source: Path  # where it is from
+    device: torch.device
+    batch_size: int
+    seed: int
+
+
+def load_rewards(
+    rewards: Sequence[RewardPart], parents: Mapping[str, Path], reader: Reader, loaded: LoadedModel | None = None
+) -> list[Part]:
+    """The parts in order. Raises ConfigError or ModelError for one that is not there or reads other text."""
+    return [
+        Part(part.label, part.weight, _load(part, reward_role(place), parents, reader, loaded), part.is_penalty)
+        for place, part in enumerate(rewards)
+    ]
+
+
+def load_ppo_rewards(config: PpoConfig, job: Job, roles: Roles) -> list[Part]:
+    """PPO's rewards; the reward model among the roles is not loaded a second time."""
+    reader = Reader(roles.tokenizer, job.parents["sft"], roles.policy.device, config.sampling.batch_size, job.seed)
+    loaded = None if roles.reward is None else LoadedModel(roles.reward, roles.as_reward)
+    return load_rewards(config.rewards, job.parents, reader, loaded)
+
+
+def _load(
+    part: RewardPart, role: str, parents: Mapping[str, Path], reader: Reader, loaded: LoadedModel | None
+) -> Reward:
+    if part.function is not None:
+        return FunctionReward(load_function(part.function, "rewards"), part.function, reader.seed)
+    if part.length_penalty is not None:
+        return LengthPenalty(part.length_penalty)
+    if part.repetition_penalty is not None:
+        return RepetitionPenalty(part.repetition_penalty)
+    source = parents["reward_model" if part.is_pipelines else role]
+    tokenizer = load_tokenizer(source)
+    reads_same = text_difference(reader.tokenizer, tokenizer) is None
+    if not part.text_crosses_over:
+        check_same_text(reader.tokenizer, tokenizer, reader.source, source)
+    if loaded is None or not part.is_pipelines:
+        check_special_tokens(tokenizer, source)
+        loaded = LoadedModel(load_scalar_model(source, reader.device).eval().requires_grad_(False), nullcontext)
+        check_scores_are_independent(loaded.model, tokenizer.pad_token_id)
+    reward = ModelReward(partial(_read, loaded.model), reader.batch_size, loaded.within)
+    if reads_same:
+        return reward
+    positions = getattr(loaded.model.config, "max_position_embeddings", None) or 2**31
+    return ReencodedReward(reward, tokenizer, reader.device, positions)
+
+
+def _read(model: PreTrainedModel, rows: Rollout) -> Scored:
+    return Scored(response_scores(model, rows), {})
+
+
+def model_for_values(rewards: Sequence[RewardPart], parents: Mapping[str, Path]) -> Path | None:
+    """The reward model that PPO's value model starts from: the pipeline's, if it is among the rewards and reads the
+    policy's own ids."""
+    if not reads_pipelines(rewards):
+        return None
+    crosses = any(part.is_pipelines and part.text_crosses_over for part in rewards)
+    source = parents["reward_model"]
+    if crosses and text_difference(load_tokenizer(parents["sft"]), load_tokenizer(source)) is not None:
+        return None
+    return source

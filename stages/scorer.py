@@ -1,0 +1,101 @@
+"""A published reward model, ready to score texts: found by its name, checked, and asked in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from checkpoint_store import CheckpointStore, Manifest, StoreError
+from data_schema import Message
+from policy.encoding import encode_answers
+from policy.language_model import check_special_tokens, choose_device, load_tokenizer
+from reward.invariance import check_scores_are_independent
+from reward.scalar_model import load_scalar_model
+from reward.scoring import score_responses
+from stages.errors import ConfigError
+from stages.plan import model_fingerprint
+
+Asked = tuple[Sequence[Message], Sequence[str]]  # a prompt, and answers to it
+
+
+class Scorer(NamedTuple):
+    name: str  # as it was asked for
+    directory: Path
+    fingerprint: str  # its key in the store, or a digest of its files
+    manifest: Manifest | None  # None for a directory that is no checkpoint of the store
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int  # tokens of prompt and answer that the model has positions for
+
+
+class Scored(NamedTuple):
+    """The answers to one prompt."""
+
+    scores: list[float]  # normalised, as PPO sees them
+    lengths: list[int]  # tokens, EOS included
+
+
+def open_scorer(named: str, root: Path, device: str = "auto") -> Scorer:
+    """The reward model of a name or key in ROOT/store, or of a directory. Raises ConfigError, ModelError or StoreError
+    where there is none, or where its scores are not those of the texts alone."""
+    directory, manifest = find_checkpoint(named, root)
+    model = load_scalar_model(directory, choose_device(device)).eval()
+    tokenizer = load_tokenizer(directory)
+    check_special_tokens(tokenizer, directory)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"the reward model '{named}' has no chat template, so messages cannot become its text")
+    check_scores_are_independent(model, tokenizer.pad_token_id)
+    return Scorer(
+        named,
+        directory,
+        manifest.key if manifest else model_fingerprint(str(directory)),
+        manifest,
+        model,
+        tokenizer,
+        getattr(model.config, "max_position_embeddings", None) or 2**31,
+    )
+
+
+def find_checkpoint(named: str, root: Path) -> tuple[Path, Manifest | None]:
+    """The directory behind a path, or a name or key in ROOT/store; with its manifest where it is in the store."""
+    if Path(named).is_dir():
+        return Path(named), None
+    store = CheckpointStore(root / "store")
+    try:
+        key = store.resolve(named)
+    except StoreError as error:
+        raise ConfigError(f"'{named}' is no directory here, and: {error}") from error
+    return store.path(key), store.manifest(key)
+
+
+def score_answers(scorer: Scorer, asked: Sequence[Asked], batch_size: int = 32) -> list[Scored | str]:
+    """Scores of all answers, prompt by prompt, or why there are none."""
+    encoded = [_encode(scorer, prompt, answers) for prompt, answers in asked]
+    kept = [row for row in encoded if not isinstance(row, str)]
+    scores = iter(
+        score_responses(
+            scorer.model,
+            [prompt for prompt, answers in kept for _ in answers],
+            [answer for _, answers in kept for answer in answers],
+            scorer.tokenizer.pad_token_id,
+            batch_size=batch_size,
+        ).tolist()
+    )
+    return [
+        row if isinstance(row, str) else Scored([next(scores) for _ in row[1]], [len(answer) for answer in row[1]])
+        for row in encoded
+    ]
+
+
+def _encode(
+    scorer: Scorer, prompt: Sequence[Message], answers: Sequence[str]
+) -> tuple[list[int], list[list[int]]] | str:
+    try:
+        ids, answer_ids = encode_answers(scorer.tokenizer, prompt, answers)
+    except TemplateError as error:
+        return f"the chat template refuses it ({error})"
+    return (ids, answer_ids) if len(ids) + max(map(len, answer_ids)) <= scorer.max_length else "too long"

@@ -1,0 +1,223 @@
+"""`triptych sweep RECIPE --over KEY=V1,V2`: the same pipeline under several settings, and one table of what they gave.
+
+Each cell of the grid is an ordinary pipeline in the same store, up to the stage that is compared: what is published is
+not done again, stages that cells share are done once, and a cell that fails leaves the others alone.
+
+ROOT/sweeps/NAME/summary.json, table.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from checkpoint_store import CheckpointStore, StoreError
+from data_schema import DataError
+from stages.configs import Recipe
+from stages.errors import ConfigError
+from stages.held_out_losses import read_losses
+from stages.pipeline import run_stages
+from stages.plan import STAGES, StagePlan, plan_pipeline
+from stages.recipe import load_recipe
+from stages.sweep_report import Result, flat_numbers, print_sweep, print_sweep_plan, summarise_sweep, write_sweep
+
+if TYPE_CHECKING:
+    from checkpoint_store import Manifest
+
+LONGEST_WORD = 32  # characters of a cell's values in its name, which wandb limits
+
+
+class Cell(NamedTuple):
+    """One setting with one seed."""
+
+    settings: Mapping[str, str]  # swept key -> its value here
+    recipe: Recipe
+    plans: tuple[StagePlan, ...]  # up to the stage that is compared
+
+    @property
+    def title(self) -> str:
+        return ", ".join([*(f"{key}={value}" for key, value in self.settings.items()), f"seed {self.recipe.seed}"])
+
+
+def command(words: Sequence[str]) -> None:
+    """`triptych sweep ...`; raises ConfigError after the table if a cell failed."""
+    parser = argparse.ArgumentParser(prog="triptych sweep", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="KEY=V1,V2",
+        help="a setting of the recipe and its values, such as sft.template=alpaca,plain; several make a grid",
+    )
+    parser.add_argument("--seeds", metavar="N,N", help="run each setting with these seeds (default: the recipe's)")
+    parser.add_argument("--stage", default="sft", help="run up to this stage and compare what it gives (default: sft)")
+    parser.add_argument("--name", help="of the sweep (default: RECIPE-KEY); also its group in W&B")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="as in triptych run")
+    parser.add_argument("--root", type=Path, default=Path("out"), help="where everything is kept (default: out)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    options, overrides = parser.parse_known_args(words)
+
+    stage = options.stage.replace("-", "_")
+    if stage not in STAGES:
+        raise ConfigError(f"--stage is '{options.stage}'; it must be one of {', '.join(STAGES)}")
+    grid = parse_grid(options.over)
+    seeds = parse_seeds(options.seeds)
+    copies = dict(pair.split("=", 1) for pair in options.data if "=" in pair)
+    if len(copies) < len(options.data):
+        raise ConfigError("--data must be NAME=FILE, each name once, such as Anthropic/hh-rlhf=hh.jsonl.gz")
+    if options.name is not None and options.name != word(options.name):
+        raise ConfigError(
+            f"--name is '{options.name}'; it names a folder: write it with letters, digits, '.', '_' and '-'"
+        )
+    recipes = load_recipes(options.recipe, overrides, copies, grid, seeds)
+    base = recipes[0][1].name
+    name = options.name or word("-".join([base, *(key.rpartition(".")[2] for key in grid)]))
+    store = CheckpointStore(options.root / "store")
+    cells = plan_cells(recipes, stage, name, store)
+    if options.dry_run:
+        print_sweep_plan(name, stage, [(cell.title, cell.plans) for cell in cells])
+        return
+    errors = run_cells(cells, store, options.root)
+    results = [read_result(cell, error, store) for cell, error in zip(cells, errors, strict=True)]
+    summary = {"sweep": name, "recipe": base, **summarise_sweep(stage, results)}
+    folder = write_sweep(options.root / "sweeps" / name, summary)
+    print_sweep(summary, folder)
+    if failed := [cell.title for cell, error in zip(cells, errors, strict=True) if error]:
+        raise ConfigError(f"{len(failed)} of {len(cells)} runs failed ({'; '.join(failed)}); see above")
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+    """["sft.template=alpaca,plain", ...] as key -> values. Commas inside [...] and {...} belong to a value."""
+    grid: dict[str, list[str]] = {}
+    for text in texts:
+        key, _, values = text.removeprefix("--").partition("=")
+        found = [value.strip() for value in split_outside_brackets(values)]
+        if not key or not all(found):
+            raise ConfigError(f"--over is '{text}'; it must be KEY=VALUE,VALUE, such as sft.template=alpaca,plain")
+        if key in grid or len(set(found)) < len(found):
+            raise ConfigError(f"--over {text}: name each key, and each of its values, once")
+        grid[key] = found
+    return grid
+
+
+def parse_seeds(text: str | None) -> list[int | None]:
+    """[None] stands for the recipe's own seed."""
+    if text is None:
+        return [None]
+    seeds = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+", seed) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds is '{text}'; it must be different whole numbers, such as 0,1,2")
+    return [int(seed) for seed in seeds]
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def word(text: str) -> str:
+    """The text as part of a name: what else it holds becomes '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "sweep"
+
+
+def load_recipes(
+    path: Path,
+    overrides: Sequence[str],
+    copies: Mapping[str, str],
+    grid: Mapping[str, Sequence[str]],
+    seeds: Sequence[int | None],
+) -> list[tuple[dict[str, str], Recipe]]:
+    """(setting, the recipe with it) for all, seeds of a setting side by side."""
+    recipes = []
+    for values in product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        for seed in seeds:
+            changes = [f"--{key}={value}" for key, value in settings.items()]
+            changes += [] if seed is None else [f"--seed={seed}"]
+            recipes.append((settings, load_recipe(path, [*overrides, *changes], copies)))
+    return recipes
+
+
+def plan_cells(
+    recipes: Sequence[tuple[Mapping[str, str], Recipe]], stage: str, name: str, store: CheckpointStore
+) -> list[Cell]:
+    """Raises what a mistake in any of them raises: nothing has run yet."""
+    cells: list[Cell] = []
+    names: set[str] = set()
+    for settings, recipe in recipes:
+        told = word("-".join(value.rpartition("/")[2] for value in settings.values()))[:LONGEST_WORD]
+        title = word(f"{name}-{told}-{recipe.seed}")
+        title = title if title not in names else f"{title}-{len(cells)}"
+        names.add(title)
+        tracking = replace(recipe.tracking, group=recipe.tracking.group or name)
+        recipe = replace(recipe, name=title, tracking=tracking)
+        plans = plan_pipeline(recipe, store)
+        stages = [plan.stage for plan in plans]
+        if stage not in stages:
+            raise ConfigError(f"this pipeline has no stage '{stage}'; it has: {', '.join(stages)}")
+        cells.append(Cell(settings, recipe, tuple(plans[: stages.index(stage) + 1])))
+    return cells
+
+
+def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Path) -> list[str | None]:
+    """Do what is not published, one cell after the other; returns what went wrong in each, None where nothing did."""
+    from policy import ModelError
+
+    errors: list[str | None] = []
+    failed: dict[str, str] = {}  # key of a stage -> what went wrong in it: another cell's is not tried again
+    for number, cell in enumerate(cells, start=1):
+        missing = [plan for plan in cell.plans if not store.exists(plan.key)]
+        error = next((failed[plan.key] for plan in missing if plan.key in failed), None)
+        if missing:
+            print(f"({number}/{len(cells)}) {cell.title}", flush=True)
+        if error is None:
+            try:
+                run_stages(cell.recipe, cell.plans, {plan.stage for plan in missing}, store, root)
+            except (ConfigError, DataError, ModelError, StoreError) as problem:
+                error = " ".join(str(problem).split())
+            except Exception as problem:  # a bug, or no memory left: the others may do
+                traceback.print_exc()
+                error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            if error is not None:
+                undone = [plan.key for plan in missing if not store.exists(plan.key)]
+                failed[undone[0] if undone else cell.plans[-1].key] = error
+        if error is not None:
+            print(f"({number}/{len(cells)}) failed: {error}", file=sys.stderr, flush=True)
+        errors.append(error)
+        gc.collect()  # a trainer and its model hold each other
+    return errors
+
+
+def read_result(cell: Cell, error: str | None, store: CheckpointStore) -> Result:
+    last = cell.plans[-1]
+    if error is not None:
+        return Result(cell.settings, cell.recipe.seed, last.key, error, {}, {}, None)
+    manifest: Manifest = store.manifest(last.key)
+    numbers = flat_numbers(manifest.metrics)
+    too_long = [row.get("dropped", {}).get("too long", 0) for row in manifest.data.values()]
+    losses = read_losses(store.path(last.key)) if last.stage == "sft" else {}
+    reward_model = last.parents.get("reward_model")
+    return Result(
+        cell.settings,
+        cell.recipe.seed,
+        last.key,
+        None,
+        {**numbers, "too_long": float(sum(too_long))},
+        losses,
+        reward_model,
+    )

@@ -1,0 +1,75 @@
+"""The models that `evaluate-tasks` compares: where they lie, how they read a prompt, what they answer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from checkpoint_store import CheckpointStore, StoreError
+from policy.answer_likelihood import Question
+from policy.encoding import encode_answers, set_template
+from policy.errors import ModelError
+from policy.language_model import load_config, load_tokenizer, load_weights
+from policy.seq2seq import encode_answers_apart, set_seq2seq_template
+from stages.errors import ConfigError
+from stages.task_data import Example
+
+
+class Reader(NamedTuple):
+    """A model whose weights are not loaded yet."""
+
+    name: str
+    source: str  # directory or hub name
+    key: str | None  # in the store
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    encoder_decoder: bool
+    most_tokens: float  # that the model has positions for
+
+    def encode(self, example: Example) -> Question:
+        """The example's prompt, and its choices if it has any, as ids."""
+        read = encode_answers_apart if self.encoder_decoder else encode_answers
+        return Question(*read(self.tokenizer, example.prompt, example.choices))
+
+    def load(self, device: torch.device) -> PreTrainedModel:
+        """Padding is told from lengths, so a base model is read as it was published, without a token of its own."""
+        auto_class = AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
+        return load_weights(auto_class, self.source).to(device).eval()
+
+
+def open_reader(named: str, store: CheckpointStore, template: str | None) -> Reader:
+    """`name=MODEL` or MODEL: a directory, a name in the store, or a hub name, looked up in this order.
+
+    `template` None: the tokenizer's own, or "plain" if it has none.
+    """
+    name, _, model = named.rpartition("=")
+    source, key = find_model(model, store)
+    tokenizer = load_tokenizer(source)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of '{source}' has no EOS token, so no answer could end; set eos_token in it.")
+    config = load_config(source)
+    encoder_decoder = bool(config.is_encoder_decoder)
+    chosen = template or ("tokenizer" if tokenizer.chat_template else "plain")
+    version = (set_seq2seq_template if encoder_decoder else set_template)(tokenizer, chosen)
+    shown = "its own" if version == "tokenizer" else version
+    most_tokens = getattr(config, "max_position_embeddings", None) or math.inf
+    return Reader(name or model, source, key, tokenizer, shown, encoder_decoder, most_tokens)
+
+
+def find_model(model: str, store: CheckpointStore) -> tuple[str, str | None]:
+    """-> (directory or hub name, key in the store if it is there). Raises ConfigError for what is neither."""
+    if Path(model).is_dir():
+        return model, None
+    try:
+        key = store.resolve(model)
+    except StoreError as error:
+        try:
+            load_tokenizer(model)
+        except ModelError:
+            raise ConfigError(f"--models: '{model}' is no directory and not on the hub from here; {error}") from None
+        return model, None
+    return str(store.path(key)), key

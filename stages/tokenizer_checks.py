@@ -1,0 +1,138 @@
+"""Is this tokenizer, with its template, fit to train on? Its special tokens, and one probing conversation.
+
+What a wrong answer costs: padding that is EOS, an EOS that is never trained, a template that rewrites the prompt, and
+a doubled BOS each make a model that answers badly or never stops, with a loss that looks well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from data_schema import Message
+from policy.errors import ModelError
+from stages.findings import Finding, Severity, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from policy.encoding import Encoded
+
+OWN_TEMPLATES = "use one of triptych's templates, such as 'chatml'"
+PROBE = (
+    Message("user", "where is the fox"),
+    Message("assistant", "the fox is here"),
+    Message("user", "where is the dog"),
+    Message("assistant", "the dog is there"),
+)
+
+
+def tokenizer_findings(tokenizer: PreTrainedTokenizerBase, own_template: bool) -> list[Finding]:
+    """Findings on a tokenizer whose chat template is set; `own_template`: it is the one it came with."""
+    found = special_token_findings(tokenizer)
+    if tokenizer.eos_token_id is None:
+        return found  # nothing below can be told without one
+    [single] = encode_rows(tokenizer, [PROBE[:2]])
+    if isinstance(single, str):
+        return [*found, refusal("error", "a question with its answer", single)]
+    found += _eos_findings(tokenizer, single) + _bos_findings(tokenizer, single, own_template)
+    found += _lost_text(tokenizer)
+    [double] = encode_rows(tokenizer, [PROBE])
+    if isinstance(double, str):
+        found.append(refusal("warning", "a conversation of two turns", double))
+    return found
+
+
+def special_token_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """EOS and padding: both there, and different."""
+    if tokenizer.eos_token_id is None:
+        text = "the tokenizer has no EOS token, so no answer could ever end"
+        return [Finding("error", "eos", text, "set eos_token in the tokenizer")]
+    cure = "set sft.pad_token to a token of its own, for example '<|pad|>' (it is added if the vocabulary lacks it)"
+    if tokenizer.pad_token_id is None:
+        return [Finding("error", "pad", "the tokenizer has no padding token", cure)]
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        text = f"the tokenizer pads with its EOS {tokenizer.eos_token!r}, and masking one would lose the other"
+        return [Finding("error", "pad_is_eos", text, cure)]
+    return []
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded | str]:
+    """As `encode`, with the reason in the place of a conversation that the template refuses."""
+    from policy.encoding import encode
+
+    try:
+        return list(encode(tokenizer, conversations))
+    except (ModelError, TemplateError) as error:
+        if len(conversations) == 1:
+            return [one_line(error)]
+    half = len(conversations) // 2  # what is refused is rare, so most halves pass whole
+    return encode_rows(tokenizer, conversations[:half]) + encode_rows(tokenizer, conversations[half:])
+
+
+def refusal(
+    severity: Severity, what: str, reason: str, count: int | None = None, examples: tuple[str, ...] = ()
+) -> Finding:
+    """The finding for what `encode_rows` gave a reason for."""
+    text, _, cure = reason.partition("; ")
+    check = "template_prefix" if "changes a prompt's text" in reason else "template_refuses"
+    shown = f"{what} cannot be encoded: {text.rstrip('.')}"
+    return Finding(severity, check, shown, cure.rstrip(".") or OWN_TEMPLATES, count, examples)
+
+
+def _eos_findings(tokenizer: PreTrainedTokenizerBase, probe: Encoded) -> list[Finding]:
+    from policy.encoding import render
+
+    eos, eos_id = str(tokenizer.eos_token), tokenizer.eos_token_id
+    if probe.ids[-1] != eos_id:
+        text = f"EOS {eos!r} is never trained: an answer's last token is {_shown(tokenizer, probe.ids[-1])}, not EOS"
+        cure = "make eos_token a special token that the tokenizer knows wherever it stands"
+        return [Finding("error", "eos_not_trained", text, cure)]
+    prompt = render(tokenizer, PROBE[:1], opening=True)
+    if eos not in render(tokenizer, PROBE[:2], opening=False)[len(prompt) :]:
+        text = (
+            f"the template writes no EOS {eos!r} after an answer, so whoever trains on its text never trains EOS;"
+            " triptych adds one to every answer"
+        )
+        return [
+            Finding("warning", "eos_not_trained", text, f"let the template end an answer with EOS, or {OWN_TEMPLATES}")
+        ]
+    return []
+
+
+def _bos_findings(tokenizer: PreTrainedTokenizerBase, probe: Encoded, own_template: bool) -> list[Finding]:
+    from policy.encoding import render
+
+    bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
+    if bos_id is None:
+        return []
+    if probe.ids[:2] == [bos_id, bos_id]:
+        text = f"every row begins with BOS {bos!r} twice"
+        return [Finding("error", "double_bos", text, f"take one out of the chat template, or {OWN_TEMPLATES}")]
+    # A template of ours writes BOS only where the tokenizer wants one, and is meant to be tokenized without adding any.
+    again = tokenizer(render(tokenizer, PROBE[:1], opening=True))["input_ids"][:2]
+    if own_template and again == [bos_id, bos_id]:
+        text = (
+            f"the template writes BOS {bos!r} and the tokenizer puts another before it; triptych tokenizes without, but"
+            " whoever gives the rendered text to the tokenizer gets two"
+        )
+        cure = "tokenize with add_special_tokens=False, or take BOS out of the template or out of the tokenizer"
+        return [Finding("warning", "double_bos", text, cure)]
+    return []
+
+
+def _lost_text(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    from policy.encoding import render
+
+    whole = render(tokenizer, PROBE[:2], opening=False)
+    lost = [message.role for message in PROBE[:2] if message.content not in whole]
+    if not lost:
+        return []
+    text = f"the template leaves out or rewrites what the {' and the '.join(lost)} said"
+    return [Finding("error", "template_text", text, OWN_TEMPLATES)]
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return repr(tokenizer.convert_ids_to_tokens(token))
