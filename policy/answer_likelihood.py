@@ -27,9 +27,9 @@ class Question(NamedTuple):
     answers: list[list[int]]
 
     @property
-    def cost(self) -> int:
-        """Tokens that are held at once."""
-        return len(self.answers) * (len(self.prompt) + max(map(len, self.answers)))
+    def width(self) -> int:
+        """Tokens of the prompt and the longest answer."""
+        return len(self.prompt) + max(map(len, self.answers))
 
 
 @torch.no_grad()
@@ -62,13 +62,11 @@ def like_length_batches(questions: Sequence[Question], tokens_at_once: int) -> I
     width = n_answers = 0
     for i in order:
         question = questions[i]
-        width_with = max(width, question.cost // len(question.answers))
-        if batch and width_with * (n_answers + len(question.answers)) > tokens_at_once:
+        width, n_answers = max(width, question.width), n_answers + len(question.answers)
+        if batch and width * n_answers > tokens_at_once:
             yield batch
-            batch, width, n_answers = [], 0, 0
-            width_with = question.cost // len(question.answers)
+            batch, width, n_answers = [], question.width, len(question.answers)
         batch.append(i)
-        width, n_answers = width_with, n_answers + len(question.answers)
     if batch:
         yield batch
 

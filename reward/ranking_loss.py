@@ -19,9 +19,12 @@ class PairIndex(NamedTuple):
     winner: Tensor  # (pairs,) int64
     loser: Tensor  # (pairs,) int64
     weight: Tensor  # (pairs,) float64; sums to 1 when the batch is the whole step and denominator is "kept"
+    margin: Tensor | None = None  # (pairs,) float64: by how much the winner is better; None: no margins
+    p_winner: Tensor | None = None  # (pairs,) float64: chance that the winner is the better one; None: sure
 
     def to(self, device: torch.device | str) -> "PairIndex":
-        return PairIndex(self.winner.to(device), self.loser.to(device), self.weight.to(device))
+        moved = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
+        return PairIndex(**moved)
 
 
 def ranked_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
@@ -34,8 +37,11 @@ def pair_index(
     ranks: Sequence[Sequence[int]],
     denominator: Literal["kept", "k_choose_2"] = "kept",
     n_prompts: int | None = None,
+    margins: Sequence[float | None] | None = None,
 ) -> PairIndex:
     """One sequence of ranks per prompt -> pairs into the responses laid end to end, prompt after prompt.
+
+    `margins`, one per prompt, hold for all its pairs; None among them is 0.
 
     A pair weighs 1 / (n_prompts * pairs of its prompt). The paper says that ties are dropped but not from which count:
     "kept" divides by the pairs that are left, "k_choose_2" by all of them. `n_prompts` counts the prompts that have a
@@ -55,20 +61,74 @@ def pair_index(
         loser += [first + lo for _, lo in pairs]
         weight += [1.0 / (n_prompts * n_pairs) for _ in pairs]
         first += k
+    stated = None
+    if margins is not None:
+        stated = [m or 0.0 for m, pairs in zip(margins, pairs_of_prompts, strict=True) for _ in pairs]
     return PairIndex(
         torch.tensor(winner, dtype=torch.int64),
         torch.tensor(loser, dtype=torch.int64),
         torch.tensor(weight, dtype=torch.float64),
+        None if stated is None else torch.tensor(stated, dtype=torch.float64),
     )
+
+
+def voted_pair_index(votes: Sequence[Sequence[Sequence[int]]], n_prompts: int | None = None) -> PairIndex:
+    """As `pair_index`, for prompts whose responses several labelers ranked: votes[prompt][labeler] are ranks.
+
+    A pair's winner has most of the votes and p_winner is its share of them (WebGPT, section 3.2: soft labels). A
+    labeler who ties two responses has no vote on them; a pair without a vote is left out.
+    """
+    winner: list[int] = []
+    loser: list[int] = []
+    share: list[float] = []
+    counts: list[int] = []
+    first = 0
+    for ranks in votes:
+        before = len(winner)
+        for i, j in combinations(range(len(ranks[0])), 2):
+            for_i = sum(given[i] < given[j] for given in ranks)
+            for_j = sum(given[j] < given[i] for given in ranks)
+            if for_i + for_j:
+                winner.append(first + (i if for_i >= for_j else j))
+                loser.append(first + (j if for_i >= for_j else i))
+                share.append(max(for_i, for_j) / (for_i + for_j))
+        counts.append(len(winner) - before)
+        first += len(ranks[0])
+    n_prompts = sum(map(bool, counts)) if n_prompts is None else n_prompts
+    return PairIndex(
+        torch.tensor(winner, dtype=torch.int64),
+        torch.tensor(loser, dtype=torch.int64),
+        torch.tensor([1.0 / (n_prompts * n) for n in counts for _ in range(n)], dtype=torch.float64),
+        p_winner=torch.tensor(share, dtype=torch.float64),
+    )
+
+
+def smoothed(pairs: PairIndex, label_noise: float) -> PairIndex:
+    """The pairs as if each vote had been turned round with this chance: p becomes p (1 - noise) + (1 - p) noise."""
+    sure = torch.ones_like(pairs.weight) if pairs.p_winner is None else pairs.p_winner
+    return pairs._replace(p_winner=sure * (1 - label_noise) + (1 - sure) * label_noise)
 
 
 def kwise_ranking_loss(rewards: Tensor, pairs: PairIndex) -> Tensor:
     """Mean over prompts of the mean over their pairs of -log sigmoid(r_winner - r_loser) (InstructGPT eq. 1).
 
     rewards (responses,), in the order that `pair_index` was given. A batch of ties only gives 0, with gradient 0.
+    With margins the difference counts only beyond them (Llama 2, 3.2.2); with p_winner it is the cross-entropy
+    against that chance. Both at once are refused, as in `pairwise_loss`.
     """
     difference = rewards[pairs.winner] - rewards[pairs.loser]
-    return -(pairs.weight.to(rewards) * logsigmoid(difference)).sum()
+    losses = pair_losses(difference, pairs.margin, pairs.p_winner)
+    return (pairs.weight.to(rewards) * losses).sum()
+
+
+def pair_losses(difference: Tensor, margin: Tensor | None, p_winner: Tensor | None) -> Tensor:
+    """(pairs,) loss of each difference r_winner - r_loser."""
+    if margin is not None and p_winner is not None:
+        raise ValueError("margin and p_chosen are both given; a pair has a sure winner by a margin or a soft label.")
+    if p_winner is not None:
+        p = p_winner.to(difference)
+        return -p * logsigmoid(difference) - (1 - p) * logsigmoid(-difference)
+    return -logsigmoid(difference if margin is None else difference - margin.to(difference))
 
 
 def pair_accuracy(rewards: Tensor, pairs: PairIndex) -> Tensor:
@@ -88,13 +148,7 @@ def pairwise_loss(
     `p_chosen` is the share of labelers that prefer the chosen one (0.5 = tie): the cross-entropy against it (WebGPT). A
     margin says by how much the chosen one is better, which a soft label leaves open: one or the other.
     """
-    if margin is not None and p_chosen is not None:
-        raise ValueError("margin and p_chosen are both given; a pair has a sure winner by a margin or a soft label.")
-    difference = chosen - rejected
-    if p_chosen is not None:
-        losses = -p_chosen * logsigmoid(difference) - (1 - p_chosen) * logsigmoid(-difference)
-    else:
-        losses = -logsigmoid(difference if margin is None else difference - margin)
+    losses = pair_losses(chosen - rejected, margin, p_chosen)
     return losses.mean() + center_coef * ((chosen + rejected) ** 2).mean()
 
 

@@ -25,12 +25,19 @@ def from_language_model(source: str | Path, device: torch.device, seed: int) -> 
     check_decoder_only(source)
     with clear_load_errors(source, "language model"):
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
-    rng = torch.Generator().manual_seed(seed)
-    weight = scalar_head(model).get_parameter("weight")  # (1, hidden)
-    with torch.no_grad():
-        weight.normal_(0.0, (weight.shape[1] + 1) ** -0.5, generator=rng)
+    draw_head(scalar_head(model), seed)
     store_normalisation(model, RewardNormalisation())
     return model.to(device)
+
+
+def draw_head(head: torch.nn.Module, seed: int) -> None:
+    """A new head from a seed, the same on every device."""
+    weight = head.get_parameter("weight")  # (1, hidden)
+    drawn = torch.empty(weight.shape).normal_(
+        0.0, (weight.shape[1] + 1) ** -0.5, generator=torch.Generator().manual_seed(seed)
+    )
+    with torch.no_grad():
+        weight.copy_(drawn)
 
 
 def load_scalar_model(source: str | Path, device: torch.device) -> PreTrainedModel:

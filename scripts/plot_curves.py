@@ -90,7 +90,9 @@ def finite(value: Any) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def draw(curves: Sequence[Curve], labels: Sequence[str], metrics: Sequence[str]) -> altair.HConcatChart:
+def draw(
+    curves: Sequence[Curve], labels: Sequence[str], metrics: Sequence[str], steps: str = "PPO iteration"
+) -> altair.HConcatChart:
     """One panel for each metric, one colour for each run."""
     import altair
 
@@ -115,7 +117,7 @@ def draw(curves: Sequence[Curve], labels: Sequence[str], metrics: Sequence[str])
             altair.Chart(altair.Data(values=rows), title=title)
             .mark_line(strokeWidth=2)
             .encode(
-                x=altair.X("iteration:Q", title="PPO iteration", axis=whole_numbers),
+                x=altair.X("iteration:Q", title=steps, axis=whole_numbers),
                 y=altair.Y("value:Q", title=unit, scale=roomy, axis=altair.Axis(tickCount=5)),
                 color=colour,
             )
@@ -151,7 +153,7 @@ def plot(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise DataError(f'drawing needs {error.name}, which is not installed: pip install "triptych[report]"') from None
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(curves, labels, options.metrics).save(options.out, ppi=192)  # an SVG has no use for ppi
+    draw(curves, labels, options.metrics, options.x).save(options.out, ppi=192)  # an SVG has no use for ppi
     print(options.out)
 
 
@@ -167,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--metrics", nargs="+", default=list(PANELS), metavar="NAME", help=f"default: {' '.join(PANELS)}"
     )
+    parser.add_argument("--x", default="PPO iteration", metavar="TEXT", help="what a step is (default: PPO iteration)")
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="what to call the runs in the legend")
     options = parser.parse_args(arguments)
 

@@ -117,11 +117,11 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
     options, overrides = parser.parse_known_args(words)
 
     from stages.errors import ConfigError
-    from stages.recipe import as_yaml, load_recipe, recipe_parser
+    from stages.recipe import as_yaml, load_recipe, settings_help
 
     if options.help:
         print(parser.format_help())
-        print(recipe_parser().format_help())
+        print(settings_help())
         return
     path = getattr(options, "recipe", None) or options.config
     if path is None:

@@ -14,7 +14,7 @@ from data_schema.held_out import HeldOutTasks
 from data_schema.mixtures import Mixture, check_weights
 from data_schema.sources import Source
 from stages.errors import ConfigError
-from stages.reward_settings import RewardPart, check_ppo_rewards, check_rewards, reads_pipelines
+from stages.reward_settings import LabelConfig, RewardPart, check_ppo_rewards, check_rewards, reads_pipelines
 from stages.settings import (
     COUNT,
     INFINITY,
@@ -129,13 +129,18 @@ class RewardModelConfig:
     """Tokens per forward pass, rounded up to whole prompts; 0: a whole batch. Changes memory, not the gradient."""
     max_length: int = 1024
     """Tokens of prompt and answer together; a comparison with a longer one is dropped and counted."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    ensemble: int = 1
+    """Members, all adapters over one backbone (docs/rewards.md); more than one need `lora`."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=9e-6))
     lora: LoraConfig | None = None
     device: Device = "auto"
 
     def __post_init__(self) -> None:
         check_bounds(self, normalise_rows=(2, INFINITY), held_out=(0, 0.9), epochs=POSITIVE, batch_prompts=COUNT)
-        check_bounds(self, micro_batch_tokens=NOT_NEGATIVE, max_length=(8, INFINITY))
+        check_bounds(self, micro_batch_tokens=NOT_NEGATIVE, max_length=(8, INFINITY), ensemble=COUNT)
+        if self.ensemble > 1 and self.lora is None:
+            raise ConfigError("reward_model.ensemble is above 1, and its members are adapters; set reward_model.lora")
 
 
 @dataclass(frozen=True)

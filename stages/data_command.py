@@ -42,7 +42,9 @@ def inspect(options: argparse.Namespace) -> None:
     tokens = None
     if options.tokenizer:
         tokens = load_tokens(options.tokenizer, options.template, options.pad_token)
-    max_length = options.max_length or (MAX_LENGTH if tokens and records.kind is not Document else None)
+    max_length = options.max_length or (MAX_LENGTH if tokens else None)
+    if records.kind is Document:
+        max_length = None  # documents are cut into rows, none is too long
 
     from stages.data_doctor import examine
 

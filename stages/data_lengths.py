@@ -134,7 +134,7 @@ def _encoding_findings(
 
 
 def length_findings(records: Records[Any], lengths: Lengths, max_length: int | None) -> list[Finding]:
-    if max_length is None or records.kind is Document:  # documents are cut into rows, never dropped
+    if max_length is None:
         return []
     count = sum(length > max_length for length in lengths.whole)
     if not count:

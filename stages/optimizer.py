@@ -17,7 +17,12 @@ def make_optimizer(
     """AdamW over the parameters that train; the schedule's steps are whatever the caller steps it by."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        trained,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,  # one pass over a weight and its moments, on a CPU too
     )
 
     def multiplier(step: int) -> float:

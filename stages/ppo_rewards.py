@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.language_model import check_special_tokens, load_tokenizer
 from policy.rollout import Rollout
+from reward.ensemble import Member, combine, member_scores, read_members
 from reward.invariance import check_scores_are_independent
 from reward.scalar_model import load_scalar_model, response_scores
 from reward.sources import (
@@ -26,6 +27,7 @@ from reward.sources import (
     Scored,
 )
 from stages.configs import PpoConfig
+from stages.errors import ConfigError
 from stages.job import Job
 from stages.judging import load_function
 from stages.ppo_roles import Roles, check_same_text, text_difference
@@ -84,15 +86,23 @@ def _load(
         check_special_tokens(tokenizer, source)
         loaded = LoadedModel(load_scalar_model(source, reader.device).eval().requires_grad_(False), nullcontext)
         check_scores_are_independent(loaded.model, tokenizer.pad_token_id)
-    reward = ModelReward(partial(_read, loaded.model), reader.batch_size, loaded.within)
+    members = read_members(source, loaded.model)
+    if part.ensemble != "mean" and not members:
+        raise ConfigError(
+            f"the reward '{part.label}' asks for the {part.ensemble} of an ensemble, but '{source}' holds one reward "
+            "model; train it with reward_model.ensemble, or leave `ensemble` out"
+        )
+    reward = ModelReward(partial(_read, loaded.model, members, part), reader.batch_size, loaded.within)
     if reads_same:
         return reward
     positions = getattr(loaded.model.config, "max_position_embeddings", None) or 2**31
     return ReencodedReward(reward, tokenizer, reader.device, positions)
 
 
-def _read(model: PreTrainedModel, rows: Rollout) -> Scored:
-    return Scored(response_scores(model, rows), {})
+def _read(model: PreTrainedModel, members: Sequence[Member], part: RewardPart, rows: Rollout) -> Scored:
+    if not members:
+        return Scored(response_scores(model, rows), {})
+    return combine(member_scores(model, members, rows), part.ensemble, part.disagreement_coef)
 
 
 def model_for_values(rewards: Sequence[RewardPart], parents: Mapping[str, Path]) -> Path | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_index
+from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_index, smoothed, voted_pair_index
 from reward.shared_prompt import PackedAnswers, can_share_prompt, pack_answers, packed_scores
+from stages.reward_settings import LabelConfig
 
 logger = logging.getLogger("triptych.reward_model")
 
@@ -26,6 +27,22 @@ class Ranking(NamedTuple):
     prompt: list[int]
     responses: list[list[int]]  # each with its EOS
     ranks: tuple[int, ...]  # 1 = best, equal = tie
+    margin: float | None = None  # by how much the better is better, as the data say
+    votes: tuple[tuple[int, ...], ...] = ()  # the ranks of every labeler, where several were merged
+
+
+def merge_labelers(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """One ranking, with every labeler's ranks as votes, for those of the same prompt and the same answers."""
+    groups: dict[Any, list[Ranking]] = {}
+    for ranking in rankings:
+        key = (tuple(ranking.prompt), tuple(sorted(map(tuple, ranking.responses))))
+        groups.setdefault(key, []).append(ranking)
+    return [same[0]._replace(votes=tuple(_in_order_of(same[0], each) for each in same)) for same in groups.values()]
+
+
+def _in_order_of(first: Ranking, other: Ranking) -> tuple[int, ...]:
+    rank = dict(zip(map(tuple, other.responses), other.ranks, strict=True))
+    return tuple(rank[tuple(response)] for response in first.responses)
 
 
 def shares_prompts(model: PreTrainedModel, rankings: Sequence[Ranking], pad_id: int) -> bool:
@@ -58,8 +75,11 @@ class RankingCollator:
     """The rankings of one optimiser step -> parts of at most `tokens` tokens (0: one part), each with all pairs of its
     prompts. The weights of all parts' pairs sum to 1, so the sum of their losses is the loss of the step."""
 
-    def __init__(self, pad_id: int, hidden_size: int, share_prompts: bool, tokens: int) -> None:
+    def __init__(
+        self, pad_id: int, hidden_size: int, share_prompts: bool, tokens: int, labels: LabelConfig | None = None
+    ) -> None:
         self.pad_id, self.hidden_size, self.share_prompts, self.tokens = pad_id, hidden_size, share_prompts, tokens
+        self.labels = labels or LabelConfig()
 
     def __call__(self, rankings: Sequence[Ranking]) -> dict[str, Any]:
         return {"parts": [self.part(rows, len(rankings)) for rows in self.parts(rankings)]}
@@ -84,8 +104,15 @@ class RankingCollator:
         return pack_answers(prompts, answers, self.pad_id, self.hidden_size, self.share_prompts)
 
     def part(self, rankings: Sequence[Ranking], n_prompts: int) -> dict[str, Any]:
-        pairs = pair_index([ranking.ranks for ranking in rankings], n_prompts=n_prompts)
-        return {"packed": self.pack(rankings)._asdict(), "pairs": pairs._asdict()}
+        return {"packed": self.pack(rankings)._asdict(), "pairs": self.pairs(rankings, n_prompts)._asdict()}
+
+    def pairs(self, rankings: Sequence[Ranking], n_prompts: int) -> PairIndex:
+        if self.labels.merge_labelers:
+            pairs = voted_pair_index([ranking.votes for ranking in rankings], n_prompts)
+        else:
+            margins = [ranking.margin for ranking in rankings] if self.labels.margins else None
+            pairs = pair_index([ranking.ranks for ranking in rankings], n_prompts=n_prompts, margins=margins)
+        return smoothed(pairs, self.labels.noise) if self.labels.noise else pairs
 
 
 class RankingTrainer(Trainer):

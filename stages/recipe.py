@@ -62,8 +62,22 @@ def read_yaml(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(read_yaml(path.parent / str(base), chain), rows)
 
 
+def settings_help() -> str:
+    """Every setting with its default, those of sections that a recipe may leave out too."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="triptych run RECIPE", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="A recipe file.")
+    for name, kind in get_type_hints(Recipe).items():
+        section = next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
+        if section is None:
+            parser.add_argument(f"--{name}", type=kind, default=getattr(Recipe, name, None))
+        else:
+            parser.add_class_arguments(section, name)
+    return parser.format_help()
+
+
 def recipe_parser(exit_on_error: bool = False) -> ArgumentParser:
-    """The parser behind `load_recipe`; its help lists every setting with its default."""
+    """The parser behind `load_recipe`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="triptych run RECIPE", exit_on_error=exit_on_error)
     parser.add_argument("--config", action="config", help="A recipe file.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +28,18 @@ from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
 from stages.model_card import write_reward_card
 from stages.optimizer import make_optimizer
-from stages.ranking_trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, bare, shares_prompts
+from stages.ranking_trainer import (
+    Ranking,
+    RankingCollator,
+    RankingModule,
+    RankingTrainer,
+    bare,
+    merge_labelers,
+    shares_prompts,
+)
+from stages.reward_ensemble import judge_members, member_seed, publish_members, set_scales, train_others
 from stages.reward_judging import judge_pairs
+from stages.reward_settings import LabelConfig
 from stages.trainer import RecordCallback, count_steps, trainer_arguments
 
 logger = logging.getLogger("triptych.reward_model")
@@ -40,30 +51,24 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     device = choose_device(config.device)
     tokenizer = load_tokenizer(job.parents["sft"])
     train, held_out, data = load_rankings(config, job, tokenizer)
+    train = prepare_labels(train, config.labels)
+    steps = count_steps("reward_model", len(train), config.batch_prompts, config.epochs)
 
     model: Any = from_language_model(job.parents["sft"], device, job.seed)
     disable_dropout(model)
     if config.lora:
         model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
     share_prompts = shares_prompts(bare(model), train, tokenizer.pad_token_id)
-    steps = count_steps("reward_model", len(train), config.batch_prompts, config.epochs)
-    arguments = TrainingArguments(
-        **trainer_arguments(
-            job.directory, device, job.seed, config.batch_prompts, 1, steps, config.optimizer.max_grad_norm
+    collator = RankingCollator(
+        tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens, config.labels
+    )
+    fit(model, train, collator, config, job, steps)
+    members = []
+    if config.ensemble > 1:
+        settings = model.peft_config["default"]
+        members = train_others(
+            model, partial(fit, model, train, collator, config, job, steps), config.ensemble, job.seed
         )
-    )
-    trainer = RankingTrainer(
-        model=RankingModule(model),
-        args=arguments,
-        train_dataset=train,
-        data_collator=RankingCollator(
-            tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens
-        ),
-        optimizers=make_optimizer(model.parameters(), config.optimizer, steps),
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(RecordCallback(job.tracker, "reward_model"))
-    trainer.train()
 
     scorer: PreTrainedModel = model.merge_and_unload() if config.lora else model
     scorer.eval()
@@ -72,11 +77,49 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     scale = {"reward_gain": normalisation.gain, "reward_bias": normalisation.bias}
     judged = judge_pairs(scorer, held_out, tokenizer.pad_token_id)
     shown = scale | {f"held_out/{name}": value for name, value in judged.items() if isinstance(value, float)}
-    job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps)
+    job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps * config.ensemble)
     metrics = {"steps": steps, "share_prompts": share_prompts, **scale, **judged}
     save_checkpoint(scorer, tokenizer, job.output)
     write_reward_card(job.output, scorer, tokenizer, config.normalise_on, judged)
+    if members:
+        members = set_scales(scorer, members, lambda: normalise(scorer, config, job, tokenizer, train)[0])
+        metrics["ensemble"] = judge_members(scorer, normalisation, members, held_out, tokenizer.pad_token_id)
+        publish_members(job.output, scorer, members, settings)
     return StageResult(metrics, data | account)
+
+
+def fit(
+    model: Any,
+    train: list[Ranking],
+    collator: RankingCollator,
+    config: RewardModelConfig,
+    job: Job,
+    steps: int,
+    member: int = 0,
+) -> None:
+    """Train what is trainable in the model; a further member of an ensemble has its own curves and order of data."""
+    arguments = TrainingArguments(
+        **trainer_arguments(
+            job.directory,
+            bare(model).device,
+            member_seed(job.seed, member),
+            config.batch_prompts,
+            1,
+            steps,
+            config.optimizer.max_grad_norm,
+        )
+    )
+    trainer = RankingTrainer(
+        model=RankingModule(model),
+        args=arguments,
+        train_dataset=train,
+        data_collator=collator,
+        optimizers=make_optimizer(model.parameters(), config.optimizer, steps),
+    )
+    trainer.remove_callback(ProgressCallback)
+    prefix = f"reward_model/member_{member}" if member else "reward_model"
+    trainer.add_callback(RecordCallback(job.tracker, prefix, member * steps))
+    trainer.train()
 
 
 def load_rankings(
@@ -108,13 +151,24 @@ def load_rankings(
             elif len(prompt) + max(map(len, responses)) > config.max_length:
                 dropped["too long"] = dropped.get("too long", 0) + 1
             else:
-                kept.append(Ranking(prompt, responses, comparison.ranks))
+                kept.append(Ranking(prompt, responses, comparison.ranks, comparison.margin))
         rankings.append(kept)
     if dropped:
         logger.warning(
             "reward_model: dropped %s", ", ".join(f"{count} ({reason})" for reason, count in dropped.items())
         )
     return rankings[0], rankings[1], {"comparisons": account}
+
+
+def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:
+    """The training rankings with their labels as the loss will read them."""
+    if labels.margins and not any(ranking.margin for ranking in train):
+        raise ConfigError("reward_model.labels.margins is set, but no comparison has a margin; leave it out")
+    if not labels.merge_labelers:
+        return train
+    merged = merge_labelers(train)
+    logger.info("reward_model: %d comparisons, merged to %d", len(train), len(merged))
+    return merged
 
 
 def normalise(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import re
 import sys
 import traceback
@@ -25,7 +26,7 @@ from stages.configs import Recipe
 from stages.errors import ConfigError
 from stages.held_out_losses import read_losses
 from stages.pipeline import run_stages
-from stages.plan import STAGES, StagePlan, plan_pipeline
+from stages.plan import STAGES, StagePlan, plain, plan_pipeline
 from stages.recipe import load_recipe
 from stages.sweep_report import Result, flat_numbers, print_sweep, print_sweep_plan, summarise_sweep, write_sweep
 
@@ -206,12 +207,13 @@ def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Path) -> list
 def read_result(cell: Cell, error: str | None, store: CheckpointStore) -> Result:
     last = cell.plans[-1]
     if error is not None:
-        return Result(cell.settings, cell.recipe.seed, last.key, error, {}, {}, None)
+        return Result(cell.settings, cell.recipe.seed, last.key, error, {}, {}, "")
     manifest: Manifest = store.manifest(last.key)
     numbers = flat_numbers(manifest.metrics)
     too_long = [row.get("dropped", {}).get("too long", 0) for row in manifest.data.values()]
     losses = read_losses(store.path(last.key)) if last.stage == "sft" else {}
-    reward_model = last.parents.get("reward_model")
+    models = {**last.parents, **last.outside}
+    scored_by = {role: str(model) for role, model in models.items() if role not in ("sft", "ppo")}
     return Result(
         cell.settings,
         cell.recipe.seed,
@@ -219,5 +221,5 @@ def read_result(cell: Cell, error: str | None, store: CheckpointStore) -> Result
         None,
         {**numbers, "too_long": float(sum(too_long))},
         losses,
-        reward_model,
+        json.dumps([scored_by, plain(getattr(last.config, "rewards", None))], sort_keys=True),
     )

@@ -28,14 +28,14 @@ class Result(NamedTuple):
     error: str | None
     metrics: Mapping[str, float]  # of the compared stage
     losses: Mapping[str, RowLoss]  # of the SFT stage, by demonstration
-    reward_model: str | None  # key of the one that the compared stage read
+    scored_by: str  # the models and weights that make up the compared stage's reward
 
 
 class Column(NamedTuple):
     metric: str
     title: str
     better: int = 0  # 1: more is, -1: less is, 0: says nothing by itself
-    by_reward_model: bool = False  # two settings with reward models of their own cannot be compared by it
+    is_reward: bool = False  # settings with rewards of their own cannot be compared by it
     digits: int = 3
 
 
@@ -57,7 +57,7 @@ COLUMNS = {
     ),
     "ppo": (
         Column("monitor/gold", "gold score", 1),
-        Column("objective/score", "score", 1, by_reward_model=True),
+        Column("objective/score", "score", 1, is_reward=True),
         Column("objective/kl", "KL (nats)"),
         Column("objective/length", "length", digits=1),
     ),
@@ -65,7 +65,7 @@ COLUMNS = {
         Column("models.ppo.gold_mean", "gold score", 1),
         Column("models.sft.gold_mean", "gold of SFT"),
         Column("models.ppo.win_rate", "win rate over SFT"),
-        Column("models.ppo.reward_mean", "reward", 1, by_reward_model=True),
+        Column("models.ppo.reward_mean", "reward", 1, is_reward=True),
         Column("models.ppo.kl", "KL (nats)"),
         Column("models.ppo.length_mean", "length", digits=1),
     ),
@@ -149,16 +149,18 @@ def find_best(
     for column in COLUMNS[stage]:
         if not column.better or not whole or not all(column.metric in rows[i]["metrics"] for i in whole):
             continue
-        if column.by_reward_model and not same_reward_models(groups):
-            remarks.append(f"Each setting has its own reward model, so their {column.title}s cannot be compared.")
+        if column.is_reward and not same_rewards(groups):
+            remarks.append(
+                f"Settings have reward models or weights of their own: their {column.title}s do not compare."
+            )
             continue
         return column.metric, max(whole, key=lambda i: column.better * rows[i]["metrics"][column.metric]["mean"])
     return None, None
 
 
-def same_reward_models(groups: Sequence[Sequence[Result]]) -> bool:
+def same_rewards(groups: Sequence[Sequence[Result]]) -> bool:
     done = [result for group in groups for result in group if result.error is None]
-    return len({(r.seed, r.reward_model) for r in done}) == len({r.seed for r in done})
+    return len({(r.seed, r.scored_by) for r in done}) == len({r.seed for r in done})
 
 
 def above_best(group: Sequence[Result], best: Sequence[Result]) -> dict[str, float | None] | None:

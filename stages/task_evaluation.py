@@ -57,9 +57,15 @@ class TaskEvaluation:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
         if self.shots < 0:
             raise ConfigError(f"--shots is {self.shots}; it must be at least 0")
-        names = [model.rpartition("=")[0] or model for model in self.models]
+        names = [name_and_model(named)[0] for named in self.models]
         if len(set(names)) < len(names):
             raise ConfigError(f"--models: two are called {Counter(names).most_common(1)[0][0]}; write NAME=MODEL")
+
+
+def name_and_model(named: str) -> tuple[str, str]:
+    """Of NAME=MODEL, or MODEL, which is its own name."""
+    name, given, model = named.partition("=")
+    return (name, model) if given and name and not Path(named).is_dir() else (named, named)
 
 
 class Row(NamedTuple):
@@ -88,10 +94,11 @@ def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
 
     device = choose_device(config.device)
     store = CheckpointStore(root / "store")
-    readers = [open_reader(named, store, config.template) for named in config.models]
+    readers = [open_reader(*name_and_model(named), store, config.template) for named in config.models]
     seen = read_seen_prompts(Path(reader.source) for reader in readers)
+    records = load_all(config.tasks, Demonstration, config.seed)
     tasks, left_out = build_tasks(
-        load_all(config.tasks, Demonstration, config.seed),
+        records,
         by=config.by,
         rule=ChoiceRule(config.choices, config.max_choices),
         shots=config.shots,
@@ -100,6 +107,7 @@ def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
         seed=config.seed,
     )
     tasks, questions = fitting(tasks, readers, config, left_out)
+    left_out = +(left_out + Counter(records.dropped))
     if not tasks:
         raise ConfigError(f"--tasks: no row is left to evaluate on ({dict(left_out)}); give other tasks or models")
     rows = {}
@@ -107,6 +115,7 @@ def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
         model = reader.load(device)
         with progress_bar(reader.name, sum(len(task.examples) for task in tasks)) as tell:
             rows[reader.name] = measure(reader, model, tasks, questions[reader.name], config, tell)
+        del model  # two need not lie in memory at once
     return Evaluation(readers, tasks, rows, dict(left_out))
 
 

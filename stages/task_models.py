@@ -41,12 +41,11 @@ class Reader(NamedTuple):
         return load_weights(auto_class, self.source).to(device).eval()
 
 
-def open_reader(named: str, store: CheckpointStore, template: str | None) -> Reader:
-    """`name=MODEL` or MODEL: a directory, a name in the store, or a hub name, looked up in this order.
+def open_reader(name: str, model: str, store: CheckpointStore, template: str | None) -> Reader:
+    """`model` is a directory, a name in the store, or a hub name, looked up in this order.
 
-    `template` None: the tokenizer's own, or "plain" if it has none.
+    `template` None: the tokenizer's own, or "plain" if it has none. Raises ModelError or ConfigError.
     """
-    name, _, model = named.rpartition("=")
     source, key = find_model(model, store)
     tokenizer = load_tokenizer(source)
     if tokenizer.eos_token_id is None:
@@ -57,7 +56,7 @@ def open_reader(named: str, store: CheckpointStore, template: str | None) -> Rea
     version = (set_seq2seq_template if encoder_decoder else set_template)(tokenizer, chosen)
     shown = "its own" if version == "tokenizer" else version
     most_tokens = getattr(config, "max_position_embeddings", None) or math.inf
-    return Reader(name or model, source, key, tokenizer, shown, encoder_decoder, most_tokens)
+    return Reader(name, source, key, tokenizer, shown, encoder_decoder, most_tokens)
 
 
 def find_model(model: str, store: CheckpointStore) -> tuple[str, str | None]:

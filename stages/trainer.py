@@ -94,9 +94,9 @@ class RecordCallback(ProgressCallback):
         "margin",
     )
 
-    def __init__(self, tracker: Tracker, prefix: str) -> None:
+    def __init__(self, tracker: Tracker, prefix: str, steps_before: int = 0) -> None:
         super().__init__()
-        self.tracker, self.prefix = tracker, prefix
+        self.tracker, self.prefix, self.steps_before = tracker, prefix, steps_before
 
     def on_log(
         self,
@@ -108,6 +108,6 @@ class RecordCallback(ProgressCallback):
     ) -> None:
         kept = {f"{self.prefix}/{name}": float(logs[name]) for name in self.KEPT if logs and name in logs}
         if kept:
-            self.tracker.log(kept, step=state.global_step)
+            self.tracker.log(kept, step=self.steps_before + state.global_step)
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")

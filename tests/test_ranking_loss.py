@@ -3,7 +3,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from reward.ranking_loss import kwise_ranking_loss, pair_accuracy, pair_index, pairwise_loss, ranked_pairs
+from reward.ranking_loss import (
+    kwise_ranking_loss,
+    pair_accuracy,
+    pair_index,
+    pairwise_loss,
+    ranked_pairs,
+    smoothed,
+    voted_pair_index,
+)
 
 RANKS = [[2, 1, 4, 3], [1, 2], [1, 1, 2], [3, 1, 2, 2, 1]]
 SIZES = [len(ranks) for ranks in RANKS]
@@ -104,3 +112,65 @@ def test_a_margin_and_a_soft_label_together_are_refused() -> None:
     one = torch.ones(1)
     with pytest.raises(ValueError, match="margin and p_chosen are both given"):
         pairwise_loss(one, one, margin=one, p_chosen=one)
+
+
+MARGINS = [0.5, None, -1.0, 2.0]
+
+
+def test_with_margins_the_gradient_is_that_of_the_pairs_whose_lead_is_cut_by_them() -> None:
+    r = rewards()
+    of_prompts = []
+    for part, ranks, margin in zip(r.split(SIZES), RANKS, MARGINS, strict=True):
+        k = range(len(ranks))
+        losses = [-logsigmoid(part[i] - part[j] - (margin or 0)) for i in k for j in k if ranks[i] < ranks[j]]
+        of_prompts.append(torch.stack(losses).mean())
+    wanted = torch.autograd.grad(torch.stack(of_prompts).mean(), r)[0]
+    found = torch.autograd.grad(kwise_ranking_loss(r, pair_index(RANKS, margins=MARGINS)), r)[0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+# Three labelers on three answers, two on two; of the first, one ties answers 0 and 1.
+VOTES = [[[1, 2, 3], [2, 1, 3], [1, 1, 2]], [[1, 2], [1, 2]]]
+
+
+def test_votes_of_labelers_are_the_shares_that_the_cross_entropy_aims_at() -> None:
+    r = torch.randn(5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+
+    def cross_entropy(i: int, j: int, share: float) -> Tensor:
+        p = 1 / (1 + (r[j] - r[i]).exp())
+        return -share * p.log() - (1 - share) * (1 - p).log()
+
+    first = (cross_entropy(0, 1, 1 / 2) + cross_entropy(0, 2, 1.0) + cross_entropy(1, 2, 1.0)) / 3
+    wanted = (first + cross_entropy(3, 4, 1.0)) / 2
+    pairs = voted_pair_index(VOTES)
+    loss = kwise_ranking_loss(r, pairs)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(torch.autograd.grad(loss, r)[0], torch.autograd.grad(wanted, r)[0])
+    assert pairs.weight.sum().item() == pytest.approx(1)
+
+
+def test_one_labeler_s_votes_are_the_plain_loss() -> None:
+    votes = kwise_ranking_loss(rewards(), voted_pair_index([[ranks] for ranks in RANKS]))
+    torch.testing.assert_close(votes, kwise_ranking_loss(rewards(), pair_index(RANKS)), rtol=1e-12, atol=0)
+
+
+def test_the_majority_wins_and_a_pair_that_all_tie_is_left_out() -> None:
+    pairs = voted_pair_index([[[2, 1, 1], [2, 1, 1], [1, 2, 2]]])
+    assert list(zip(pairs.winner.tolist(), pairs.loser.tolist(), strict=True)) == [(1, 0), (2, 0)]
+    torch.testing.assert_close(pairs.p_winner, torch.full((2,), 2 / 3, dtype=torch.float64))
+
+
+def test_label_noise_is_the_expected_loss_over_labels_that_may_be_turned_round() -> None:
+    r, noise = rewards(), 0.1
+    turned = [[max(ranks) + 1 - rank for rank in ranks] for ranks in RANKS]
+    wanted = (1 - noise) * kwise_ranking_loss(r, pair_index(RANKS)) + noise * kwise_ranking_loss(r, pair_index(turned))
+    found = kwise_ranking_loss(r, smoothed(pair_index(RANKS), noise))
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, r)[0], torch.autograd.grad(wanted, r)[0])
+
+
+def test_k_wise_margins_with_soft_labels_are_refused() -> None:
+    pairs = smoothed(pair_index(RANKS, margins=MARGINS), 0.1)
+    with pytest.raises(ValueError, match="margin and p_chosen are both given"):
+        kwise_ranking_loss(rewards(), pairs)
+    assert pairs.to("cpu")._fields == pairs._fields

@@ -308,7 +308,7 @@ def test_a_recipe_needs_no_reward_model_where_code_is_the_reward(
 
 
 def test_a_function_that_changed_redoes_ppo_and_evaluation(small_base: Path, tmp_path: Path, functions: str) -> None:
-    rewards = {"ppo__rewards": [{"function": f"{functions}:length"}, {}]}
+    rewards = {"ppo__rewards": [{"function": f"{functions}:length"}, {"model": None}]}
     before = keys(small_base, tmp_path, **rewards)
     (tmp_path / f"{functions}.py").write_text(FUNCTIONS.replace("len(answer.split())", "len(answer)"))
     after = keys(small_base, tmp_path, **rewards)
@@ -316,7 +316,7 @@ def test_a_function_that_changed_redoes_ppo_and_evaluation(small_base: Path, tmp
 
 
 def test_a_model_that_a_part_names_is_a_parent(models: dict[str, Path], tmp_path: Path) -> None:
-    rewards = [{}, {"model": str(models["other"]), "weight": 0.5}]
+    rewards = [{"model": None}, {"model": str(models["other"]), "weight": 0.5}]
     plan = keys(models["sft"], tmp_path, ppo__rewards=rewards)["ppo"]
     assert plan.outside == {"rewards.1": models["other"]} and plan.parents.keys() == {"sft", "reward_model"}
     assert "rewards.1" in plan.data
@@ -326,7 +326,7 @@ def test_a_model_that_a_part_names_is_a_parent(models: dict[str, Path], tmp_path
     ("rewards", "told"),
     [
         ([], "ppo.rewards is empty, so there is nothing to learn"),
-        ([{}, {"weight": 0.5}], "ppo.rewards has 2 named 'reward_model'; give each a `name`"),
+        ([{"model": None}, {"weight": 0.5}], "ppo.rewards has 2 named 'reward_model'; give each a `name`"),
         ([{"function": "a:b", "length_penalty": 3}], "one of the rewards names function and length_penalty"),
         ([{"length_penalty": 3, "text_crosses_over": True}], "only a reward model has a text"),
         ([{"length_penalty": -1}], "rewards.length_penalty is -1; it must be at least 0"),
@@ -348,4 +348,4 @@ def test_a_reward_that_cannot_be_is_told_before_anything_runs(
 def test_without_a_reward_model_a_recipe_that_reads_one_is_refused(small_base: Path, tmp_path: Path) -> None:
     changes = {"reward_model": ..., "comparisons": ..., "evaluate": ...}
     with pytest.raises(ConfigError, match="ppo needs a reward model"):
-        recipe(small_base, tmp_path, **changes, ppo__rewards=[{"length_penalty": 1}, {}])
+        recipe(small_base, tmp_path, **changes, ppo__rewards=[{"length_penalty": 1}, {"model": None}])

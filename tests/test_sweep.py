@@ -158,7 +158,7 @@ def losses(*rows: tuple[str, float, int, int]) -> dict[str, RowLoss]:
 
 
 def result(value: str, seed: int = 0, found: dict[str, RowLoss] | None = None) -> Result:
-    return Result({"sft.template": value}, seed, f"key {value} {seed}", None, {}, found or {}, None)
+    return Result({"sft.template": value}, seed, f"key {value} {seed}", None, {}, found or {}, "")
 
 
 def test_bits_per_byte_count_the_answers_bytes_and_not_the_tokens(tmp_path: Path) -> None:
@@ -225,15 +225,15 @@ def test_settings_without_a_seed_in_common_are_not_paired() -> None:
     assert [row["above_best"] is None for row in summary["rows"]] == [True, False]
 
 
-def test_scores_of_different_reward_models_are_not_compared() -> None:
+def test_scores_of_different_rewards_are_not_compared() -> None:
     def cells(models: tuple[str, str], **more: float) -> list[Result]:
         rows = [result(name)._replace(metrics={"objective/score": score}) for name, score in (("a", 1.0), ("b", 2.0))]
         return [
-            row._replace(reward_model=model, metrics={**row.metrics, **more})
+            row._replace(scored_by=model, metrics={**row.metrics, **more})
             for row, model in zip(rows, models, strict=True)
         ]
 
     assert summarise_sweep("ppo", cells(("r", "r")))["best"] == 1
     apart = summarise_sweep("ppo", cells(("r", "s")))
-    assert apart["best"] is None and "cannot be compared" in apart["remarks"][0]
+    assert apart["best"] is None and "do not compare" in apart["remarks"][0]
     assert summarise_sweep("ppo", cells(("r", "s"), **{"monitor/gold": 0.5}))["decided_by"] == "monitor/gold"

@@ -24,6 +24,7 @@ from policy.greedy import greedy_answers
 from policy.language_model import save_checkpoint
 from stages.__main__ import main
 from stages.task_data import ChoiceRule, Task, build_tasks, shuffled, with_exemplars
+from stages.task_evaluation import name_and_model
 from stages.task_metrics import Estimate, exact_match, mean_of_tasks, normalise_answer, rouge_l, share
 
 SHORT_OF_TOKENS = 40  # so small a bound that most questions are read alone
@@ -249,6 +250,14 @@ def test_rows_are_drawn_by_the_seed() -> None:
     drawn = [[e.id for e in tasks_of(records, rows=10, seed=seed)[0][0].examples] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 10
+
+
+def test_a_model_is_named_before_the_first_equals_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=1"
+    folder.mkdir()
+    assert name_and_model("a=b/c=d") == ("a", "b/c=d")
+    assert name_and_model("b/c") == ("b/c", "b/c")
+    assert name_and_model(str(folder)) == (str(folder), str(folder))
 
 
 @pytest.fixture(scope="module")

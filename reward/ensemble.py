@@ -1,0 +1,154 @@
+"""Several reward models over one backbone: each further member is low-rank factors and a head of its own.
+
+A member's score is that of its own whole model; what is shared is the weights that none of them changed. On disk the
+first member is the checkpoint itself, a whole model that AutoModelForSequenceClassification opens; every other is a
+PEFT adapter relative to it, in `ensemble/`. Why several: where they disagree, PPO has left what they were taught (Coste
+et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from policy.rollout import Rollout
+from reward.normalisation import RewardNormalisation
+from reward.scalar_model import response_scores, scalar_head
+from reward.sources import Scored
+
+FOLDER, INDEX = "ensemble", "ensemble.json"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
+PREFIX = "base_model.model."  # of PEFT's names for a model's layers
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+
+
+class Factors(NamedTuple):
+    """A change of a linear layer's weight: up @ down."""
+
+    down: Tensor  # (rank, in)
+    up: Tensor  # (out, rank), with the adapter's scale in it
+
+
+class Member(NamedTuple):
+    """A reward model as what it changes in the first member."""
+
+    layers: dict[str, Factors]  # by the name of the linear layer
+    head: Tensor  # (1, hidden)
+    normalisation: RewardNormalisation
+
+    @property
+    def size(self) -> int:
+        """Numbers that this member adds to the memory."""
+        return self.head.numel() + sum(part.numel() for factors in self.layers.values() for part in factors)
+
+
+def relative_to(member: Member, first: Member) -> Member:
+    """The change from the first member, where both are given as changes of one backbone: of twice the rank."""
+    layers = {
+        name: Factors(torch.cat([own.down, first.layers[name].down]), torch.cat([own.up, -first.layers[name].up], 1))
+        for name, own in member.layers.items()
+    }
+    return member._replace(layers=layers)
+
+
+@contextmanager
+def acting_as(model: PreTrainedModel, member: Member) -> Iterator[None]:
+    """Within it the first member's model computes what this member would, but for the normalisation in its config."""
+    head = scalar_head(model)
+    handles = [head.register_forward_hook(lambda _, inputs, __: linear(inputs[0], member.head))]
+    for name, factors in member.layers.items():
+        layer = model.get_submodule(name)
+        layer = getattr(layer, "base_layer", layer)  # below adapters of PPO's value model, which are off
+        handles.append(layer.register_forward_hook(_adding(factors)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adding(factors: Factors) -> Any:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + linear(linear(inputs[0], factors.down), factors.up)
+
+    return hook
+
+
+@torch.no_grad()
+def member_scores(model: PreTrainedModel, members: Sequence[Member], rollout: Rollout) -> Tensor:
+    """(1 + members, batch) each one's normalised scores, the first member's first."""
+    scores = [response_scores(model, rollout)]
+    for member in members:
+        with acting_as(model, member):
+            scores.append(member.normalisation(response_scores(model, rollout, normalised=False)))
+    return torch.stack(scores)
+
+
+def combine(scores: Tensor, how: Literal["mean", "minimum", "penalised"], disagreement_coef: float = 1.0) -> Scored:
+    """(members, batch) -> one score an answer, and the members' `disagreement`: their standard deviation (population).
+
+    "penalised" is mean - disagreement_coef * disagreement.
+    """
+    disagreement = scores.std(0, correction=0)
+    mean = scores.mean(0)
+    chosen = {"mean": mean, "minimum": scores.amin(0), "penalised": mean - disagreement_coef * disagreement}[how]
+    return Scored(chosen, {"disagreement": disagreement})
+
+
+def write_members(
+    directory: Path, model: PreTrainedModel, members: Sequence[Member], settings: Mapping[str, Any]
+) -> None:
+    """Leave the further members beside the first one's checkpoint; `settings` are PEFT's for adapters whose scale is
+    in their factors."""
+    for number, member in enumerate(members, start=1):
+        folder = directory / FOLDER / f"member_{number}"
+        folder.mkdir(parents=True)
+        tensors = {_head_name(model): member.head}
+        for name, (down, up) in member.layers.items():
+            tensors |= {f"{PREFIX}{name}{DOWN}": down, f"{PREFIX}{name}{UP}": up}
+        rank = next(iter(member.layers.values())).down.shape[0]
+        save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, folder / WEIGHTS)
+        written = {**settings, "r": rank, "lora_alpha": rank}  # a scale of 1
+        (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    normalisations = [{"gain": m.normalisation.gain, "bias": m.normalisation.bias} for m in members]
+    (directory / FOLDER / INDEX).write_text(json.dumps({"members": normalisations}, indent=2) + "\n")
+
+
+def read_members(directory: Path, model: PreTrainedModel) -> list[Member]:
+    """The further members of a published ensemble, on the model's device; [] for a checkpoint of one reward model."""
+    index = directory / FOLDER / INDEX
+    if not index.is_file():
+        return []
+    members = []
+    for number, told in enumerate(json.loads(index.read_text())["members"], start=1):
+        folder = directory / FOLDER / f"member_{number}"
+        state = load_file(folder / WEIGHTS, device=str(model.device))
+        settings = json.loads((folder / SETTINGS).read_text())
+        scale = settings["lora_alpha"] / settings["r"]
+        members.append(member_state(state, scale, model, RewardNormalisation(told["gain"], told["bias"])))
+    return members
+
+
+def member_state(
+    state: Mapping[str, Tensor], scale: float, model: PreTrainedModel, normalisation: RewardNormalisation
+) -> Member:
+    """A member from the state of its adapter and head under PEFT's names."""
+    names = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in state if name.endswith(DOWN)]
+    layers = {
+        name: Factors(state[f"{PREFIX}{name}{DOWN}"].detach().clone(), scale * state[f"{PREFIX}{name}{UP}"].detach())
+        for name in names
+    }
+    return Member(layers, state[_head_name(model)].detach().clone(), normalisation)
+
+
+def _head_name(model: PreTrainedModel) -> str:
+    return f"{PREFIX}{'score' if hasattr(model, 'score') else 'classifier'}.weight"
