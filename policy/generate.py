@@ -32,40 +32,54 @@ def sample_responses(
     eos_id: int,
     pad_id: int,
     rng: torch.Generator,
+    answers_each: int = 1,
 ) -> Responses:
-    """Answer left-padded prompts (batch, prompt); `rng` lives on the model's device.
+    """Answer left-padded prompts (prompts, prompt), each `answers_each` times in a row; `rng` lives on the model's
+    device.
 
-    Rows that have ended leave the batch: a long answer costs its own length, not that of the whole batch.
+    A prompt is read once for all its answers. Rows that have ended leave the batch: a long answer costs its own length,
+    not that of the whole batch.
     """
-    batch = len(prompts)
+    batch = len(prompts) * answers_each
     tokens = torch.full((batch, max_new_tokens), pad_id, device=prompts.device)
     lengths = torch.full((batch,), max_new_tokens, device=prompts.device)
     ended = torch.zeros(batch, dtype=torch.bool, device=prompts.device)
 
     cache = DynamicCache(config=model.config)
     rows = torch.arange(batch, device=prompts.device)  # which row of the batch each living sequence is
-    mask, positions, step_input = prompt_mask.long(), position_ids(prompt_mask), prompts
+    mask, positions = prompt_mask.long(), position_ids(prompt_mask)
+    logits = _next_token_logits(model, prompts, mask, positions, cache)
+    if answers_each > 1:
+        cache.batch_repeat_interleave(answers_each)
+        logits, mask, positions = (t.repeat_interleave(answers_each, dim=0) for t in (logits, mask, positions))
     for step in range(max_new_tokens):
-        logits = model(
-            input_ids=step_input,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
         drawn = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=rng).squeeze(1)
         tokens[rows, step] = drawn
         stops = drawn == eos_id
         lengths[rows[stops]] = step + 1
         ended[rows[stops]] = True
         living = (~stops).nonzero().squeeze(1)
-        if len(living) == 0:
+        if len(living) == 0 or step + 1 == max_new_tokens:
             break
         if len(living) < len(rows):
             cache.batch_select_indices(living)
             rows, mask, positions, drawn = rows[living], mask[living], positions[living], drawn[living]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         positions = positions[:, -1:] + 1
-        step_input = drawn.unsqueeze(1)
+        logits = _next_token_logits(model, drawn.unsqueeze(1), mask, positions, cache)
     return Responses(tokens[:, : int(lengths.max())], lengths, ended)
+
+
+def _next_token_logits(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    """(batch, vocabulary) after the last of `ids` (batch, new tokens); what was read stays in the cache."""
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return logits

@@ -56,29 +56,36 @@ def collect_rollout(
     eos_id: int,
     pad_id: int,
     rng: torch.Generator,
+    answers_each: int = 1,
 ) -> Rollout:
-    """Answer prompts given as ids, `batch_size` at a time; the order of the prompts is kept."""
+    """Answer prompts given as ids, about `batch_size` answers at a time. Rows keep the order of the prompts; a prompt's
+    `answers_each` answers follow each other."""
     device = model.device
     prompt_ids, prompt_mask = (part.to(device) for part in pad(prompts, pad_id, "left"))
     # Neighbours in length share a batch: the wait is for the longest prompt, and padding is work for nothing.
     order = prompt_mask.sum(1).argsort(stable=True)
-    tokens = torch.full((len(prompts), max_new_tokens), pad_id, device=device)
-    lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for rows in order.split(batch_size):
-        width = int(prompt_mask[rows].sum(1).max())
+    n = len(prompts) * answers_each
+    tokens = torch.full((n, max_new_tokens), pad_id, device=device)
+    lengths = torch.zeros(n, dtype=torch.long, device=device)
+    ended = torch.zeros(n, dtype=torch.bool, device=device)
+    for asked in order.split(max(1, batch_size // answers_each)):
+        width = int(prompt_mask[asked].sum(1).max())
         answers = sample_responses(
             model,
-            prompt_ids[rows, -width:],
-            prompt_mask[rows, -width:],
+            prompt_ids[asked, -width:],
+            prompt_mask[asked, -width:],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             eos_id=eos_id,
             pad_id=pad_id,
             rng=rng,
+            answers_each=answers_each,
         )
+        rows = (asked[:, None] * answers_each + torch.arange(answers_each, device=device)).flatten()
         tokens[rows, : answers.tokens.shape[1]] = answers.tokens
         lengths[rows], ended[rows] = answers.lengths, answers.ended
+    if answers_each > 1:
+        prompt_ids, prompt_mask = (part.repeat_interleave(answers_each, dim=0) for part in (prompt_ids, prompt_mask))
     width = int(lengths.max())
     return Rollout(prompt_ids, prompt_mask, tokens[:, :width], mask_from_lengths(lengths, width), ended)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from policy.language_model import LanguageModel
 
 NEW, QUIT = "/new", "/quit"
-POLICY_STAGES = ("sft", "ppo")
+POLICY_STAGES = ("sft", "select", "ppo")
 
 
 def find_checkpoint(name: str, root: Path) -> Path:

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a bare checkout runs too
 from data_schema.quickstart_data import FALSE_VERDICT, LINE_FORMS, TRUE_VERDICT, pretraining_line, vocabulary
-from data_schema.quickstart_world import draw_task, right_answer, word_task
+from data_schema.quickstart_world import draw_task, right_answer, word_task, wrong_answer
 
 ROW_TOKENS, BATCH_ROWS = 48, 48
 PEAK_LR, CONSTANT_SHARE, FINAL_FRACTION = 2e-3, 0.55, 0.02
@@ -91,12 +91,16 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: i
             logits = model(torch.tensor([context + target])).logits[0, len(context) - 1 : -1]
             right += bool((logits.argmax(-1) == torch.tensor(target)).all())
         scores[kind] = right / 30
-    rows = rows_of_text(tokenizer, rng, 256)
-    logits = model(rows[:, :-1]).logits
-    verdicts = torch.tensor([ids[TRUE_VERDICT], ids[FALSE_VERDICT]])
-    asked = torch.isin(rows[:, 1:], verdicts)
-    guess = verdicts[logits[asked][:, verdicts].argmax(-1)]
-    scores["verdict"] = (guess == rows[:, 1:][asked]).double().mean().item()
+    # Whole lines only: a row of the training text may begin within a line, and cannot then be judged.
+    verdicts = {True: ids[TRUE_VERDICT], False: ids[FALSE_VERDICT]}
+    right, n_lines = 0, 600
+    for i in range(n_lines):
+        task = draw_task(rng)
+        answer = right_answer(task, rng) if i % 2 else wrong_answer(task, rng)
+        line = word_task(task, rng.choice(LINE_FORMS[task.kind]).replace("{y}", answer)).split()
+        logits = model(torch.tensor([[ids["<eos>"], *(ids[word] for word in line), ids["."]]])).logits[0, -1]
+        right += bool(logits[verdicts[bool(i % 2)]] > logits[verdicts[not i % 2]])
+    scores["verdict"] = right / n_lines
     return {name: round(score, 3) for name, score in scores.items()}
 
 

@@ -18,7 +18,7 @@ DESCRIPTION = """The InstructGPT recipe: supervised tuning, reward model, PPO.
 
 commands:
   run RECIPE                 all stages of a recipe; finished ones are skipped
-  sft, comparisons, reward-model, ppo, evaluate  --config RECIPE
+  sft, comparisons, reward-model, select, ppo, evaluate  --config RECIPE
                              one stage of a recipe
   sweep RECIPE --over KEY=V1,V2
                              a stage under several settings, templates for instance, in one table
@@ -37,6 +37,7 @@ STAGE_COMMANDS = {
     "sft": "sft",
     "comparisons": "comparisons",
     "reward-model": "reward_model",
+    "select": "select",
     "ppo": "ppo",
     "evaluate": "evaluate",
 }

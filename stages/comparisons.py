@@ -80,13 +80,14 @@ def sample_answers(
     k = config.answers_per_prompt
     rollout = collect_rollout(
         model,
-        [prompt for prompt in ids for _ in range(k)],
+        ids,
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
         batch_size=config.sampling.batch_size,
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
         rng=rng,
+        answers_each=k,
     )
     texts = decode_responses(tokenizer, rollout.responses, rollout.lengths)
     ended = rollout.ended.tolist()

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_schema.few_shot import ChainOfThought, FewShot
 from data_schema.held_out import HeldOutTasks
-from data_schema.mixtures import Mixture, check_weights
+from data_schema.mixtures import check_weights
 from data_schema.sources import Source
 from stages.errors import ConfigError
 from stages.reward_settings import LabelConfig, RewardPart, check_ppo_rewards, check_rewards, reads_pipelines
@@ -21,60 +20,16 @@ from stages.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    Device,
     LoraConfig,
     OptimizerConfig,
     SamplingConfig,
     check_bounds,
     source_lists,
 )
+from stages.sft_settings import SelectConfig, SftConfig, check_selection
 
-Device = Literal["auto", "cpu", "cuda"]
 JudgePath = str  # "module:function" taking (meta, response, finished) and returning {"gold": ..., other parts ...}
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """Stage 1, supervised instruction tuning: next-token loss on the response tokens of demonstrations (InstructGPT
-    3.5, C.1)."""
-
-    section = "sft"
-    data: list[Source]
-    """Demonstrations."""
-    base_model: str
-    """Directory or hub name of a pretrained causal language model."""
-    template: str = "plain"
-    """How messages become text: a name of data_schema.templates, a file such as my.jinja, or "tokenizer" for the
-    tokenizer's own."""
-    pad_token: str | None = None
-    """The tokenizer's padding token, if it has none or if that is its EOS; added to the vocabulary when it is new."""
-    held_out: float = 0.02
-    """Share of the demonstrations kept back to measure the loss on."""
-    epochs: float = 1.0
-    batch_size: int = 32
-    """Demonstrations per optimiser step."""
-    micro_batch_size: int = 0
-    """Demonstrations per forward pass; 0: all of a batch at once. Changes memory, not the gradient."""
-    max_length: int = 1024
-    """Tokens of a demonstration; longer ones are dropped and counted, never cut in silence."""
-    packing: bool = True
-    """Lay demonstrations side by side in rows, each seeing itself alone: the same gradient with less padding to
-    compute. A model that cannot read such rows gets one demonstration a row."""
-    residual_dropout: float = 0.0
-    """Dropout on what attention and MLP add to the residual stream (InstructGPT: 0.2)."""
-    mixture: Mixture | None = None
-    """How much of each source makes an epoch (docs/mixtures.md); null: all rows of all."""
-    few_shot: FewShot | None = None
-    """Exemplars before the question; null: none but those in the data."""
-    chain_of_thought: ChainOfThought | None = None
-    """Answers with the reasoning in meta's `rationale`; null: as the data have them."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    lora: LoraConfig | None = None
-    device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        check_weights("sft.data", self.data, self.mixture)
-        check_bounds(self, held_out=(0, 0.9), epochs=POSITIVE, batch_size=COUNT, micro_batch_size=NOT_NEGATIVE)
-        check_bounds(self, max_length=(8, INFINITY), residual_dropout=(0, 0.9))
 
 
 @dataclass(frozen=True)
@@ -274,6 +229,8 @@ class Recipe:
     evaluate: EvaluateConfig | None = None
     comparisons: ComparisonsConfig | None = None
     """Present: comparisons are sampled from the SFT model and labelled by code."""
+    select: SelectConfig | None = None
+    """How `sft.select: reward_model` goes about it; without that it is not read."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     held_out_tasks: HeldOutTasks | None = None
     """Tasks and sources that no training stage may read."""
@@ -281,11 +238,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_bounds(self, seed=NOT_NEGATIVE)
-        for section in ("comparisons", "reward_model", "ppo", "evaluate"):
+        for section in ("comparisons", "reward_model", "select", "ppo", "evaluate"):
             for name, sources in source_lists(getattr(self, section)).items():
                 check_weights(f"{section}.{name}", sources, None)
         if self.reward_model and self.comparisons is None and not self.reward_model.data:
             raise ConfigError("reward_model.data is empty and there is no comparisons step; give one of them")
+        check_selection(self.sft, self.select, self.reward_model is not None)
         if self.ppo and reads_pipelines(self.ppo.rewards) and not (self.reward_model or self.ppo.reward_model):
             raise ConfigError("ppo needs a reward model; add a section reward_model, or name one as ppo.reward_model")
         scored_by = (self.evaluate and self.evaluate.rewards) or (self.ppo and self.ppo.rewards) or []

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 ROWS = 32  # looked at, of each source
 # stage -> its settings that name data -> what they must hold
 READS: dict[str, dict[str, type]] = {
-    "sft": {"data": Demonstration},
+    "sft": {"data": Demonstration, "pretraining_data": Document},
     "comparisons": {"prompts": Prompt},
     "reward_model": {"data": Comparison, "demonstrations": Demonstration},
+    "select": {"prompts": Prompt},
     "ppo": {"prompts": Prompt, "pretraining_data": Document},
     "evaluate": {"prompts": Prompt},
 }
@@ -63,7 +64,8 @@ def _sft_of(plan: StagePlan, plans: Sequence[StagePlan], to_run: Collection[str]
     if hasattr(plan.config, "base_model"):
         return plan
     made = (other for other in plans if other.stage in to_run and other.key == plan.parents.get("sft"))
-    return next(made, None)
+    maker = next(made, None)
+    return maker if maker is None else _sft_of(maker, plans, to_run)  # `select` passes on what it read
 
 
 def _tokenizer(plan: StagePlan, sft: StagePlan | None, store: CheckpointStore) -> PreTrainedTokenizerBase | None:

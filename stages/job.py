@@ -55,10 +55,11 @@ def keep_back(records: Records[R], share: float, seed: int) -> tuple[Records[R],
     return parts["train"], parts["held_out"]
 
 
-def write_seen_prompts(directory: Path, records: Sequence[Record]) -> None:
-    """Leave in a checkpoint the hashes of the prompts it was trained on, so that an evaluation can refuse them."""
+def write_seen_prompts(directory: Path, records: Sequence[Record], before: Iterable[str] = ()) -> None:
+    """Leave in a checkpoint the hashes of the prompts it was trained on, so that an evaluation can refuse them;
+    `before` are hashes that it has already."""
     directory.mkdir(parents=True, exist_ok=True)
-    hashes = sorted({prompt_hash(record) for record in records})
+    hashes = sorted({prompt_hash(record) for record in records} | set(before))
     with gzip.GzipFile(directory / SEEN_PROMPTS, "wb", mtime=0) as file:
         file.write("\n".join(hashes).encode())
 

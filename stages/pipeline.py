@@ -85,7 +85,7 @@ def run_stages(
         check_stages(plans, to_run, store, recipe.seed)
     for number, plan in enumerate(plans, start=1):
         if plan.stage in to_run:
-            check_parents(plan, store)
+            check_parents(plan, plans, store)
             print(f"[{number}/{len(plans)}] {plan.stage} ({plan.reason})", flush=True)
             manifest = run_stage(plan, recipe, store, root)
         elif store.exists(plan.key):
@@ -102,13 +102,15 @@ def run_stages(
     return done
 
 
-def check_parents(plan: StagePlan, store: CheckpointStore) -> None:
+def check_parents(plan: StagePlan, plans: Sequence[StagePlan], store: CheckpointStore) -> None:
     """Raise ConfigError where a stage would start without what it reads."""
+    makers = {other.key: other.stage for other in plans}
     for role, key in plan.parents.items():
         if not store.exists(key):
+            maker = makers.get(key, role)
             raise ConfigError(
-                f"{plan.stage} needs the {role} checkpoint of this recipe, which is not in {store.root}; run the whole "
-                f"pipeline, or that stage first: triptych {role.replace('_', '-')} --config RECIPE"
+                f"{plan.stage} needs the {maker} checkpoint of this recipe, which is not in {store.root}; run the "
+                f"whole pipeline, or that stage first: triptych {maker.replace('_', '-')} --config RECIPE"
             )
 
 

@@ -20,20 +20,22 @@ from stages.errors import ConfigError
 from stages.judging import load_function, load_judge
 from stages.reward_settings import reads_pipelines, reward_role
 from stages.settings import source_lists
+from stages.sft_settings import SelectConfig
 
 # stage -> the stages whose checkpoints it reads, in the order of the chain
 PARENTS = {
     "sft": (),
     "comparisons": ("sft",),
     "reward_model": ("sft", "comparisons"),
+    "select": ("sft", "reward_model"),
     "ppo": ("sft", "reward_model"),
     "evaluate": ("sft", "reward_model", "ppo"),
 }
 STAGES = tuple(PARENTS)
 # Raised when the same config would give another result; part of the key.
-VERSIONS = {"sft": 2, "comparisons": 1, "reward_model": 2, "ppo": 2, "evaluate": 1}
+VERSIONS = {"sft": 2, "comparisons": 2, "reward_model": 2, "select": 1, "ppo": 2, "evaluate": 1}
 # Where the work is done and in which pieces: no part of what the result is.
-IMMATERIAL = ("device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens")
+IMMATERIAL = ("device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
     plans: dict[str, StagePlan] = {}
     for stage in STAGES:
         config = getattr(recipe, stage)
+        if stage == "select":
+            config = (config or SelectConfig()) if recipe.sft.select == "reward_model" else None
         given = recipe.reward_model is not None and recipe.reward_model.data
         if config is None or (stage == "comparisons" and given):
             continue
@@ -117,8 +121,10 @@ def _parents(
         roles |= {reward_role(i): part.model for i, part in enumerate(rewards) if part.model is not None}
     for role, named in roles.items():
         if named is None:
-            if role in plans:
-                parents[role] = plans[role].key
+            # From `select` on, the SFT model is the checkpoint it chose.
+            maker = "select" if role == "sft" and "select" in plans else role
+            if maker in plans:
+                parents[role] = plans[maker].key
         elif Path(named).is_dir():
             outside[role] = Path(named)
         else:

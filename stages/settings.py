@@ -13,6 +13,7 @@ COUNT = (1, INFINITY)
 POSITIVE = (1e-12, INFINITY)
 NOT_NEGATIVE = (0, INFINITY)
 SHARE = (0, 1)
+Device = Literal["auto", "cpu", "cuda"]
 
 
 def check_bounds(config: Any, **bounds: tuple[float, float]) -> None:

@@ -8,15 +8,16 @@ option, and demonstrations stand side by side in rows, each seeing itself alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from data_schema import Demonstration, Records
+from data_schema import Demonstration, Document, Records, load_all
+from policy.checkpointing import checkpoint_gradients
 from policy.encoding import encode, pad, set_template
 from policy.errors import ModelError
 from policy.language_model import (
@@ -27,18 +28,37 @@ from policy.language_model import (
     save_checkpoint,
 )
 from policy.logprobs import token_logprobs_from_hidden
-from policy.packing import Places, pack_lengths, reads_packed
+from policy.packing import reads_packed
+from policy.pretraining import pack_documents
+from policy.quantized import quantize_nf4
 from policy.rollout import output_head
 from stages import sft_seq2seq
 from stages.configs import SftConfig
 from stages.demonstrations import load_demonstrations
-from stages.held_out_losses import row_loss, summarise_losses, write_losses
-from stages.job import Job, StageResult, write_seen_prompts
+from stages.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
+from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.optimizer import make_optimizer
-from stages.trainer import RecordCallback, SortedWithinBatches, count_steps, split_batch, trainer_arguments
+from stages.sft_candidates import (
+    Candidate,
+    candidate_folder,
+    candidate_steps,
+    copy_model,
+    save_candidate,
+    whole_model,
+    write_index,
+)
+from stages.sft_trainer import (
+    IGNORED,
+    CandidateCallback,
+    DemonstrationTrainer,
+    MixedBatches,
+    PackingCollator,
+    with_text,
+)
+from stages.trainer import RecordCallback, count_steps, split_batch, trainer_arguments
 
 logger = logging.getLogger("triptych.sft")
-IGNORED = -100  # the label of a token that is read but not learned
+LOGGED = ("held_out_loss", "held_out_bits_per_byte")
 
 
 def run(config: SftConfig, job: Job) -> StageResult:
@@ -48,21 +68,20 @@ def run(config: SftConfig, job: Job) -> StageResult:
         return sft_seq2seq.run(config, job)
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
-    model, tokenizer = load_language_model(config.base_model, device, config.pad_token)
+    model, tokenizer = load_language_model(
+        config.base_model, torch.device("cpu") if config.quantization else device, config.pad_token
+    )
     template = set_template(tokenizer, config.template)
 
     read = load_demonstrations(config, job)
     train, train_dropped = encode_records(read.train, tokenizer, config.max_length)
     held_out, held_out_dropped = encode_records(read.held_out, tokenizer, config.max_length)
-    train = train.remove_columns("record")
+    train, mixed, steps, text_account = mix_pretraining(config, job, tokenizer, train.remove_columns("record"))
 
     micro_batch, accumulate = split_batch("sft", config.batch_size, config.micro_batch_size)
-    steps = count_steps("sft", len(train), config.batch_size, config.epochs)
     packed = config.packing and reads_packed(model)
-    add_residual_dropout(model, config.residual_dropout)
-    if config.lora:
-        model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "CAUSAL_LM")
-    optimizer = make_optimizer(model.parameters(), config.optimizer, steps)
+    prepared = prepare_model(model, config, device)
+    optimizer = make_optimizer(prepared.parameters(), config.optimizer, steps)
     arguments = SFTConfig(
         **trainer_arguments(
             job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
@@ -70,78 +89,101 @@ def run(config: SftConfig, job: Job) -> StageResult:
         max_length=None,  # what is longer has been dropped, and counted, above
         dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=None,  # type: ignore[arg-type]  # the deprecated name, which TRL turns on by default
-        activation_checkpointing=False,
+        activation_checkpointing=False,  # ours is on the model already
     )
     trainer = DemonstrationTrainer(
-        model,
+        prepared,
         args=arguments,
         train_dataset=train,
         data_collator=PackingCollator(tokenizer.pad_token_id, packed),
         processing_class=tokenizer,
         optimizers=optimizer,
     )
+    trainer.mixed = mixed
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RecordCallback(job.tracker, "sft"))
+
+    def measure(trained: Any, step: int) -> list[RowLoss]:
+        found = held_out_loss(bare(trained), held_out, device)
+        losses = [
+            row_loss(read.held_out[row["record"]], nats, tokens)
+            for row, (nats, tokens) in zip(held_out, found, strict=True)
+        ]
+        if losses:
+            told = {name: value for name, value in summarise_losses(losses).items() if name in LOGGED}
+            job.tracker.log({f"sft/{name}": value for name, value in told.items()}, step=step)
+        return losses
+
+    folder = candidate_folder(config, job)
+    kept: list[Candidate] = []
+    if config.select != "last":
+
+        def keep(trained: Any, step: int) -> None:
+            kept.append(save_candidate(trained, tokenizer, folder, step, measure(trained, step)))
+
+        # The reward model's candidates end with the published model, which is measured and written below.
+        last = () if config.select == "held_out_loss" else (steps,)
+        trainer.add_callback(CandidateCallback(set(candidate_steps(config, steps)).difference(last), keep))
     trainer.train()
 
-    tuned: PreTrainedModel = trainer.model.merge_and_unload() if config.lora else trainer.model
-    losses = [
-        row_loss(read.held_out[row["record"]], nats, tokens)
-        for row, (nats, tokens) in zip(held_out, held_out_loss(tuned, held_out, device), strict=True)
-    ]
-    metrics: dict[str, Any] = {"steps": steps, "packed": packed, "template": template, **summarise_losses(losses)}
-    if losses:
-        told = ("held_out_loss", "held_out_bits_per_byte")
-        job.tracker.log({f"sft/{name}": metrics[name] for name in told}, step=steps)
-    save_checkpoint(tuned, tokenizer, job.output)
-    write_losses(job.output, losses)
+    if config.select == "held_out_loss":
+        chosen = min(kept, key=lambda candidate: summarise_losses(candidate.losses)["held_out_loss"])
+        copy_model(chosen.directory, job.output)
+    else:
+        chosen = Candidate(steps, job.output, measure(trainer.model, steps))
+        save_checkpoint(whole_model(trainer.model), tokenizer, job.output)
+        write_losses(job.output, chosen.losses)
+    if config.select == "reward_model":
+        write_index(job.output, [candidate.step for candidate in kept], steps, read.held_out)
     write_seen_prompts(job.output, read.seen)
-    return StageResult(metrics, {"data": read.account(train_dropped + held_out_dropped)})
+    metrics: dict[str, Any] = {"steps": steps, "packed": packed, "template": template}
+    metrics |= summarise_losses(chosen.losses)
+    if kept:
+        metrics |= {"selected_step": chosen.step, "candidates": [describe(candidate) for candidate in kept]}
+    return StageResult(metrics, {"data": read.account(train_dropped + held_out_dropped)} | text_account)
 
 
-class PackingCollator:
-    """Demonstrations -> rows that hold several side by side (or one each), as wide as the longest.
+def prepare_model(model: PreTrainedModel, config: SftConfig, device: torch.device) -> Any:
+    """The loaded model as it is trained: quantised, with dropout, adapters and checkpointing as the recipe says."""
+    if config.quantization:
+        model = quantize_nf4(model, device)
+    add_residual_dropout(model, config.residual_dropout)
+    adapted: Any = model
+    if config.lora:
+        adapted = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "CAUSAL_LM")
+    if config.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return adapted
 
-    Positions start anew with each demonstration, by which the model tells them apart; a row's padding is read as
-    demonstrations of one token. A demonstration's first token is never learned: nothing of its own is before it.
+
+def mix_pretraining(
+    config: SftConfig, job: Job, tokenizer: PreTrainedTokenizerBase, train: Any
+) -> tuple[Any, MixedBatches | None, int, dict[str, Any]]:
+    """-> (training rows, text among them if there is some, the order of both, optimiser steps, account of the text).
+
+    `epochs` are passes over the demonstrations, whatever is mixed in.
     """
-
-    def __init__(self, pad_id: int, packed: bool) -> None:
-        self.pad_id, self.packed = pad_id, packed
-
-    def __call__(self, demonstrations: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        lengths = [len(row["input_ids"]) for row in demonstrations]
-        n = len(lengths)
-        places = pack_lengths(lengths) if self.packed else Places(list(range(n)), [0] * n, n, max(lengths))
-        ids = torch.full((places.n_rows, places.width), self.pad_id)
-        labels, positions = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
-        for row, at, begin, length in zip(demonstrations, places.row, places.column, lengths, strict=True):
-            here = slice(begin, begin + length)
-            ids[at, here] = torch.tensor(row["input_ids"])
-            labels[at, here] = torch.tensor(row["labels"])
-            labels[at, begin] = IGNORED
-            positions[at, here] = torch.arange(length)
-        if places.n_rows == n:  # plain causal attention will do: no token of a text sees the padding behind it
-            positions = torch.arange(places.width).expand(n, -1)
-        return {"input_ids": ids, "labels": labels, "position_ids": positions, "n_tokens": torch.tensor(sum(lengths))}
+    if not config.pretraining_data:
+        return train, None, count_steps("sft", len(train), config.batch_size, config.epochs), {}
+    share, n = config.pretraining_share, len(train)
+    steps = count_steps("sft", n, config.batch_size * (1 - share), config.epochs)
+    documents = load_all(config.pretraining_data, Document, job.seed)
+    texts = pack_documents(tokenizer, documents, config.pretraining_length)
+    train = with_text(train, texts)
+    mixed = MixedBatches([len(row) for row in train["input_ids"]], n, config.batch_size, steps, share, job.seed)
+    account = data_account(documents) | {"rows": len(texts), "rows_read": mixed.text_rows(steps)}
+    return train, mixed, steps, {"pretraining_data": account}
 
 
-class DemonstrationTrainer(SFTTrainer):
-    """TRL's trainer on packed rows. Demonstrations of like length share a forward pass; which of them make up an
-    optimiser step stays random."""
+def bare(model: Any) -> PreTrainedModel:
+    """The model that adapters, if any, were put into; they go on acting."""
+    found: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return found
 
-    tokens_read = 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SortedWithinBatches:
-        lengths = [len(row) for row in self.train_dataset["input_ids"]]
-        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return SortedWithinBatches(lengths, rows_per_step, self.args.seed)
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
-        self.tokens_read += int(inputs.pop("n_tokens"))
-        loss = super().compute_loss(model, inputs, *arguments, **named)
-        self._metrics["train"]["num_tokens"] = [self.tokens_read]  # TRL takes packed rows to be one row
-        return loss
+def describe(candidate: Candidate) -> dict[str, float]:
+    """For the manifest."""
+    return {"step": candidate.step, **{k: v for k, v in summarise_losses(candidate.losses).items() if k in LOGGED}}
 
 
 def encode_records(
@@ -187,9 +229,8 @@ def held_out_loss(model: PreTrainedModel, rows: Any, device: torch.device) -> li
     found: list[tuple[float, int]] = []
     for start in range(0, len(rows), 16):
         batch = rows[start : start + 16]
-        ids = pad(batch["input_ids"], 0, "right").ids.to(
-            device
-        )  # causal attention: padding on the right changes nothing
+        # Causal attention: padding on the right changes nothing.
+        ids = pad(batch["input_ids"], 0, "right").ids.to(device)
         labels = pad(batch["labels"], IGNORED, "right").ids.to(device)[:, 1:]
         learned = labels != IGNORED
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]

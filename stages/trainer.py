@@ -25,11 +25,11 @@ def split_batch(section: str, batch: int, micro_batch: int) -> tuple[int, int]:
     return micro_batch, batch // micro_batch
 
 
-def count_steps(section: str, n_rows: int, batch: int, epochs: float) -> int:
+def count_steps(section: str, n_rows: int, batch: float, epochs: float) -> int:
     """Optimiser steps in all. Raises ConfigError where the data do not fill one batch."""
     if n_rows < batch:
         raise ConfigError(
-            f"{section}: {n_rows} rows within max_length are fewer than one batch of {batch}; "
+            f"{section}: {n_rows} rows within max_length are fewer than one batch of {batch:g}; "
             "give more data, a smaller batch or a larger max_length"
         )
     return max(1, math.floor(epochs * n_rows / batch))
@@ -90,6 +90,7 @@ class RecordCallback(ProgressCallback):
         "entropy",
         "mean_token_accuracy",
         "num_tokens",
+        "pretraining_loss",
         "pair_accuracy",
         "margin",
     )

@@ -12,6 +12,7 @@ from stages.configs import Recipe
 from stages.judging import load_judge
 from stages.plan import STAGES, plain
 from stages.recipe import load_recipe
+from stages.settings import source_lists
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -41,8 +42,8 @@ def test_every_function_a_recipe_names_is_there(path: Path) -> None:
         for key in ("labeler", "judge", "monitor"):
             if getattr(stage, key, None):
                 assert callable(load_judge(getattr(stage, key), key))
-        for value in vars(stage).values():
-            for source in value if isinstance(value, list) else []:
+        for sources in source_lists(stage).values():
+            for source in sources:
                 if source.path.startswith("python:"):
                     location = locate(source.path)
                     assert isinstance(location, PythonLocation)

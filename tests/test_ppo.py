@@ -56,7 +56,8 @@ def roll_out(roles: Roles, config: PpoConfig, seed: int = 0) -> Rollout:
 
 def experienced(chain: Chain, roles: Roles, rollout: Rollout, config: PpoConfig, kl_coef: float) -> Experience:
     """The rollout, scored by the reward model and evaluated."""
-    rewards = load_ppo_rewards(config, job(Path(), {"sft": chain.checkpoint("sft")}), roles)
+    parents = {role: chain.checkpoint(role) for role in ("sft", "reward_model")}
+    rewards = load_ppo_rewards(config, job(Path(), parents), roles)
     prompts = [load_all(config.prompts, Prompt, 0)[i] for i in range(config.rollout_batch)]
     texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
     return evaluate_rollout(roles, rollout, score_rollout(rewards, prompts, texts, rollout), config, kl_coef)

@@ -153,3 +153,18 @@ def test_a_rollout_and_the_texts_it_holds_read_the_same(tiny: LanguageModel) -> 
     assert torch.equal(again.prompts, pad(PROMPTS, 0, "left").ids)
     first, second = (response_logprobs(tiny.model, each, 1.0).logprobs for each in (rollout, again))
     assert torch.equal(first, second)
+
+
+def test_several_answers_to_a_prompt_are_those_of_the_prompt_repeated(tiny: LanguageModel) -> None:
+    """Greedy: every copy is the prompt's one answer. At temperature 1: the draws are those of as many rows."""
+    greedy = collect(tiny, PROMPTS, batch_size=4, answers_each=3)
+    for row, prompt in enumerate(PROMPTS):
+        alone = collect(tiny, [prompt])
+        for copy in range(row * 3, row * 3 + 3):
+            assert greedy.prompts[copy][greedy.prompt_mask[copy]].tolist() == prompt
+            assert greedy.responses[copy].tolist() == alone.responses[0].tolist()
+    repeated = [prompt for prompt in PROMPTS for _ in range(3)]
+    drawn = collect(tiny, PROMPTS, temperature=1.0, batch_size=100, answers_each=3)
+    apart = collect(tiny, repeated, temperature=1.0, batch_size=100)
+    assert torch.equal(drawn.responses, apart.responses) and torch.equal(drawn.prompts, apart.prompts)
+    assert len({tuple(row) for row in drawn.responses.tolist()}) > len(PROMPTS)

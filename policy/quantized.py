@@ -1,0 +1,81 @@
+"""A frozen base in 4 bits a weight (NF4, Dettmers et al. 2023), on which adapters are trained, and the way back.
+
+Weights are quantised in place, after the model has been loaded and checked like any other; on a GPU one layer at a time
+arrives there. What is published is made of the same rounded weights, so it is the model that was trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from policy.errors import ModelError
+
+
+def quantize_nf4(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Every linear layer but the output head in NF4, with the scales quantised too; then all of it to the device.
+
+    Raises ModelError without bitsandbytes, or where nothing can be quantised.
+    """
+    bnb = import_bitsandbytes()
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    head = model.get_output_embeddings()
+    layers = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+    if not layers:
+        raise ModelError(
+            f"sft.quantization: {type(model).__name__} has no linear layer besides its output head; leave it out"
+        )
+    for name, layer in layers:
+        quantized = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+            quant_type="nf4",
+            device="meta",
+        )
+        quantized.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=quantized)
+        quantized.bias = layer.bias
+        _replace(model, name, quantized.to(device))
+    return model.to(device)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(type(layer).__name__ == "Linear4bit" for layer in model.modules())
+
+
+def dequantize(model: nn.Module) -> None:
+    """The 4-bit layers of a model, those inside adapters too, become plain ones in float32, in place."""
+    for name, layer in list(model.named_modules()):
+        if type(layer).__name__ == "Linear4bit":
+            plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            weight = _weight(layer).to(torch.float32)
+            plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
+            plain.bias = layer.bias
+            _replace(model, name, plain)
+
+
+def import_bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ModelError(
+            "sft.quantization needs the library bitsandbytes, which is not here: pip install 'triptych[qlora]', or "
+            "leave sft.quantization out"
+        ) from error
+    return bitsandbytes
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    state: dict[str, Any] = {}
+    layer._save_to_state_dict(state, "", False)  # some CPUs lay the weight out anew while it is read; this undoes it
+    weight: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return weight
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, layer)

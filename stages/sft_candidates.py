@@ -1,0 +1,100 @@
+"""Checkpoints of one SFT run to choose among: kept on the way, measured, the chosen one published.
+
+With `select: held_out_loss` they stay in the run directory. With `select: reward_model` they go into the published
+checkpoint's folder `candidates`, beside the prompts to choose by: the reward model, which `stages/select.py` asks, is
+itself trained from that checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data_schema import Demonstration, Prompt, Records, dedup_prompts, prompt_messages, write_records
+from policy.language_model import save_checkpoint
+from policy.quantized import dequantize, is_quantized
+from stages.held_out_losses import RowLoss, write_losses
+from stages.job import SEEN_PROMPTS, Job
+from stages.sft_settings import SftConfig
+
+CANDIDATES = "candidates"  # folder of a run directory or of a checkpoint
+INDEX, PROMPTS = f"{CANDIDATES}/index.json", f"{CANDIDATES}/prompts.jsonl.gz"
+NOT_THE_MODEL = (CANDIDATES, SEEN_PROMPTS, "manifest.json")
+
+
+class Candidate(NamedTuple):
+    step: int
+    directory: Path
+    losses: list[RowLoss]
+
+
+def candidate_steps(config: SftConfig, steps: int) -> list[int]:
+    """After which optimiser steps a candidate is kept: evenly spaced, the last step always one of them."""
+    if config.select == "last":
+        return []
+    n = config.checkpoints
+    return sorted({max(1, round(steps * (i + 1) / n)) for i in range(n)})
+
+
+def candidate_folder(config: SftConfig, job: Job) -> Path:
+    """Emptied of what an interrupted try left."""
+    folder = (job.output if config.select == "reward_model" else job.directory) / CANDIDATES
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def whole_model(model: Any, keep_adapters: bool = False) -> PreTrainedModel:
+    """The model with its adapters, if any, merged into weights of full precision; `keep_adapters` leaves the given one
+    as it is, at the price of a copy."""
+    if not hasattr(model, "merge_and_unload"):
+        whole: PreTrainedModel = model
+        return whole
+    if keep_adapters:
+        model = copy.deepcopy(model)
+    if is_quantized(model):
+        dequantize(model.to("cpu"))  # of full precision it may not fit where it was trained
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged
+
+
+def save_candidate(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, step: int, losses: list[RowLoss]
+) -> Candidate:
+    """Write it as a checkpoint of its own; the model can be trained on."""
+    directory = folder / f"step-{step}"
+    save_checkpoint(whole_model(model, keep_adapters=True), tokenizer, directory)
+    write_losses(directory, losses)
+    return Candidate(step, directory, losses)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """A checkpoint's model, without what tells of the stage that made it."""
+    shutil.copytree(
+        source, target, dirs_exist_ok=True, ignore=lambda at, _: NOT_THE_MODEL if Path(at) == source else ()
+    )
+
+
+def write_index(output: Path, earlier: Sequence[int], last: int, held_out: Records[Demonstration]) -> None:
+    """What `stages/select.py` reads: where each candidate is, and the prompts of the demonstrations kept back."""
+    places = {step: f"{CANDIDATES}/step-{step}" for step in earlier} | {last: "."}
+    (output / CANDIDATES).mkdir(parents=True, exist_ok=True)
+    (output / INDEX).write_text(json.dumps(places, indent=1) + "\n")
+    prompts = (
+        Prompt(id=record.id, source=record.source, prompt=prompt_messages(record), group=record.group)
+        for record in dedup_prompts(held_out)
+    )
+    write_records(output / PROMPTS, prompts)
+
+
+def read_index(checkpoint: Path) -> Mapping[int, Path]:
+    """Step -> directory of each candidate, in order; {} where a checkpoint has none."""
+    index = checkpoint / INDEX
+    if not index.exists():
+        return {}
+    return {int(step): checkpoint / place for step, place in json.loads(index.read_text()).items()}

@@ -1,0 +1,151 @@
+"""How SFT's batches are made and trained on: packed rows, pretraining text among them, TRL's trainer for both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from policy.packing import Places, pack_lengths
+from stages.trainer import SortedWithinBatches
+
+IGNORED = -100  # the label of a token that is read but not learned
+
+
+class PackingCollator:
+    """Demonstrations -> rows that hold several side by side (or one each), as wide as the longest.
+
+    Positions start anew with each demonstration, by which the model tells them apart; a row's padding is read as
+    demonstrations of one token. A demonstration's first token is never learned: nothing of its own is before it.
+    Pretraining text, marked by `is_text`, is laid out in the same way.
+    """
+
+    def __init__(self, pad_id: int, packed: bool) -> None:
+        self.pad_id, self.packed = pad_id, packed
+
+    def __call__(self, demonstrations: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        lengths = [len(row["input_ids"]) for row in demonstrations]
+        n = len(lengths)
+        places = pack_lengths(lengths) if self.packed else Places(list(range(n)), [0] * n, n, max(lengths))
+        ids = torch.full((places.n_rows, places.width), self.pad_id)
+        labels, positions = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
+        is_text = torch.zeros_like(ids, dtype=torch.bool)
+        for row, at, begin, length in zip(demonstrations, places.row, places.column, lengths, strict=True):
+            here = slice(begin, begin + length)
+            ids[at, here] = torch.tensor(row["input_ids"])
+            labels[at, here] = torch.tensor(row["labels"])
+            labels[at, begin] = IGNORED
+            positions[at, here] = torch.arange(length)
+            is_text[at, here] = row.get("is_text", False)
+        if places.n_rows == n:  # plain causal attention will do: no token of a text sees the padding behind it
+            positions = torch.arange(places.width).expand(n, -1)
+        batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "n_tokens": torch.tensor(sum(lengths))}
+        return batch | ({"is_text": is_text} if "is_text" in demonstrations[0] else {})
+
+
+class MixedBatches(Sampler[int]):
+    """Batches of demonstrations and of pretraining text, the rows of each batch in order of length.
+
+    Of the first t batches `floor(t * batch * share)` rows are text, so the share holds over the run, and within a row
+    in each batch. Either kind is drawn without replacement, a new order each pass. Demonstrations are the rows
+    [0, n_demonstrations), text the others; one iteration is the whole run.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], n_demonstrations: int, batch: int, steps: int, share: float, seed: int
+    ) -> None:
+        self.lengths, self.batch, self.steps, self.share = torch.tensor(lengths), batch, steps, share
+        self.n_demonstrations, self.seed = n_demonstrations, seed
+
+    def text_rows(self, steps: int) -> int:
+        """Of the first so many batches."""
+        return int(steps * self.batch * self.share + 1e-9)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = torch.Generator().manual_seed(self.seed)
+        demonstrations = _endless(range(self.n_demonstrations), rng)
+        texts = _endless(range(self.n_demonstrations, len(self.lengths)), rng)
+        for step in range(self.steps):
+            n_text = self.text_rows(step + 1) - self.text_rows(step)
+            rows = [next(demonstrations) for _ in range(self.batch - n_text)] + [next(texts) for _ in range(n_text)]
+            chosen = torch.tensor(rows)
+            yield from chosen[self.lengths[chosen].argsort(stable=True)].tolist()
+
+    def __len__(self) -> int:
+        return self.steps * self.batch
+
+
+def _endless(rows: range, rng: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from (rows[i] for i in torch.randperm(len(rows), generator=rng).tolist())
+
+
+def with_text(demonstrations: Any, texts: torch.Tensor) -> Any:
+    """Encoded demonstrations and rows of pretraining text (n, length) as one datasets.Dataset, told apart by
+    `is_text`."""
+    from datasets import Dataset, concatenate_datasets
+
+    rows = Dataset.from_dict({"input_ids": texts.numpy(), "labels": texts.numpy()}, features=demonstrations.features)
+    return concatenate_datasets(
+        [part.add_column("is_text", np.full(len(part), kind)) for part, kind in ((demonstrations, False), (rows, True))]
+    )
+
+
+class DemonstrationTrainer(SFTTrainer):
+    """TRL's trainer on packed rows. Demonstrations of like length share a forward pass; which of them make up an
+    optimiser step stays random."""
+
+    tokens_read = 0
+    text_nats = 0.0  # of pretraining text, since the last point of the log
+    text_tokens = 0
+    mixed: MixedBatches | None = None  # set where there is pretraining text
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        if self.mixed is not None:
+            return self.mixed
+        lengths = [len(row) for row in self.train_dataset["input_ids"]]
+        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return SortedWithinBatches(lengths, rows_per_step, self.args.seed)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
+        self.tokens_read += int(inputs.pop("n_tokens"))
+        is_text = inputs.pop("is_text", None)
+
+        def measured(**batch: Any) -> Any:
+            outputs = model(**batch)
+            if is_text is not None:  # the log-probabilities are of each row's second token on
+                learned = is_text[:, 1:] & (batch["labels"][:, 1:] != IGNORED)
+                self.text_nats -= float(outputs.log_probs.detach()[learned].sum())
+                self.text_tokens += int(learned.sum())
+            return outputs
+
+        loss = super().compute_loss(measured, inputs, *arguments, **named)
+        self._metrics["train"]["num_tokens"] = [self.tokens_read]  # TRL takes packed rows to be one row
+        return loss
+
+    def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
+        if self.text_tokens:
+            logs["pretraining_loss"] = self.text_nats / self.text_tokens
+            self.text_nats, self.text_tokens = 0.0, 0
+        super().log(logs, *arguments, **named)
+
+
+class Keep(Protocol):
+    def __call__(self, model: Any, step: int) -> None: ...
+
+
+class CandidateCallback(TrainerCallback):
+    """Hands the model over after certain steps."""
+
+    def __init__(self, steps: Collection[int], keep: Keep) -> None:
+        self.steps, self.keep = steps, keep
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            self.keep(kwargs["model"], state.global_step)
+            kwargs["model"].train()
