@@ -4,7 +4,7 @@ SEED ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint check
+.PHONY: quickstart test lint check bench
 
 quickstart: $(INSTALLED)  ## the whole recipe on a tiny model: base -> SFT -> reward model -> PPO -> report
 	$(BIN)/triptych run recipes/quickstart.yaml --seed $(SEED)
@@ -18,6 +18,11 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 check: lint test
+
+bench: $(INSTALLED)  ## beside TRL on the same work; results in benchmarks/results (PPO's needs --peer-python: see the file)
+	$(BIN)/python benchmarks/kwise_speed.py
+	$(BIN)/python benchmarks/sft_packing.py
+	$(BIN)/python benchmarks/data_preparation.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("triptych needs Python 3.11 or newer; name one: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

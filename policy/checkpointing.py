@@ -1,40 +1,44 @@
 """Gradient checkpointing (Chen et al. 2016): a layer keeps its input alone and is computed again in the backward pass.
 
-It acts where a layer is in training mode, and there it forbids the cache that sampling needs.
+transformers has the same as a switch, but there it acts in training mode only, which PPO's models, dropout off, are
+never in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import nn
-from transformers import PreTrainedModel
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policy.errors import ModelError
 
 
-def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Turn it on, in place. The non-reentrant kind: its gradients reach adapters though the inputs of the layers need
-    none, and dropout is drawn again as it was."""
-    try:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    except ValueError as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot checkpoint gradients; set gradient_checkpointing to false"
-        ) from error
-
-
 @contextmanager
-def checkpointed(*models: nn.Module) -> Iterator[None]:
-    """Within it, checkpointing acts in models that are in evaluation mode, dropout staying off."""
-    layers = [m for model in models for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    before = [layer.training for layer in layers]
+def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
+    """Within it, if `on`, the models' layers compute their states twice and keep them never; gradients are the same.
+
+    The non-reentrant kind: gradients reach adapters though a layer's input needs none, and dropout is drawn again as it
+    was. Sample outside: a cache would be filled twice. Raises ModelError for a model without such layers.
+    """
+    layers = []
+    for model in models if on else ():
+        own = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not own:
+            raise ModelError(
+                f"{type(model).__name__} has no layers that can be computed again; set gradient_checkpointing to false"
+            )
+        layers += own
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
-        for layer in layers:
-            layer.training = True  # of the layer alone: what is inside stays as it is
         yield
     finally:
-        for layer, was_training in zip(layers, before, strict=True):
-            layer.training = was_training
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward

@@ -82,6 +82,9 @@ class RewardModelConfig:
     """Prompts per optimiser step; every answer and pair of a prompt stays in one step."""
     micro_batch_tokens: int = 0
     """Tokens per forward pass, rounded up to whole prompts; 0: a whole batch. Changes memory, not the gradient."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's states anew in the backward pass instead of keeping them. Changes memory, not the
+    gradient."""
     max_length: int = 1024
     """Tokens of prompt and answer together; a comparison with a longer one is dropped and counted."""
     labels: LabelConfig = field(default_factory=LabelConfig)
@@ -121,6 +124,9 @@ class PpoConfig:
     """Passes over an iteration's episodes (InstructGPT: 1 x 8 minibatches; summarize_from_feedback: 4 x 1)."""
     micro_batch: int = 0
     """Episodes per forward pass; 0: a whole minibatch. Changes memory, not the gradient."""
+    gradient_checkpointing: bool = False
+    """Of policy and value model: compute each layer's states anew in the backward pass instead of keeping them. Changes
+    memory, not the gradient."""
     max_prompt_length: int = 512
     """Prompts with more tokens are dropped and counted."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

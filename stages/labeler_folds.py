@@ -58,14 +58,15 @@ def cross_validate(recipe: Recipe, n_folds: int, root: Path) -> dict[str, Any]:
     """Train and judge one reward model for each group of labelers. Folds that are done are not done again; the numbers
     also stand in ROOT/labeler_folds/RECIPE/KEY."""
     store = CheckpointStore(root / "store")
-    plan = next(plan for plan in plan_pipeline(recipe, store) if plan.stage == "reward_model")
+    plans = plan_pipeline(recipe, store)
+    plan = next(plan for plan in plans if plan.stage == "reward_model")
     if not plan.config.data or not plan.config.held_out:
         raise ConfigError(
             "labeler-folds needs reward_model.data with named labelers, and reward_model.held_out above 0 to measure on"
         )
     records = load_all(plan.config.data, Comparison, recipe.seed)
     groups = labeler_groups(Counter(record.labeler for record in records if record.labeler is not None), n_folds)
-    check_parents(plan, store)
+    check_parents(plan, plans, store)
     sft = {role: store.path(key) for role, key in plan.parents.items()} | dict(plan.outside)
     train, held_out = keep_back(records, plan.config.held_out, recipe.seed)
     quiet_libraries()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data_schema import Document, load_all
 from policy.advantages import estimate_advantages, whiten
+from policy.checkpointing import checkpointed
 from policy.ema import update_ema
 from policy.encoding import decode_responses
 from policy.errors import ModelError
@@ -97,9 +98,10 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         scores = score_rollout(rewards, asked, texts, rollout)
         experience = evaluate_rollout(roles, rollout, scores, config, kl_coef)
         learning_rate = float(policy_optimizer[1].get_last_lr()[0])
-        metrics = update(
-            roles, experience, policy_optimizer[0], value_optimizer[0], pretraining_rows, config, order_rng
-        )
+        with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
+            metrics = update(
+                roles, experience, policy_optimizer[0], value_optimizer[0], pretraining_rows, config, order_rng
+            )
         for _, schedule in (policy_optimizer, value_optimizer):
             schedule.step()
         if config.ema_decay:

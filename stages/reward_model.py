@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 
 from data_schema import Comparison, Demonstration, load_all, read_records
+from policy.checkpointing import checkpointed
 from policy.encoding import encode, encode_answers
 from policy.language_model import add_lora, choose_device, disable_dropout, load_tokenizer, save_checkpoint
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
@@ -119,7 +120,8 @@ def fit(
     trainer.remove_callback(ProgressCallback)
     prefix = f"reward_model/member_{member}" if member else "reward_model"
     trainer.add_callback(RecordCallback(job.tracker, prefix, member * steps))
-    trainer.train()
+    with checkpointed(config.gradient_checkpointing, model):
+        trainer.train()
 
 
 def load_rankings(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from trl import SFTConfig
 
 from data_schema import Demonstration, Document, Records, load_all
-from policy.checkpointing import checkpoint_gradients
+from policy.checkpointing import checkpointed
 from policy.encoding import encode, pad, set_template
 from policy.errors import ModelError
 from policy.language_model import (
@@ -89,7 +89,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
         max_length=None,  # what is longer has been dropped, and counted, above
         dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=None,  # type: ignore[arg-type]  # the deprecated name, which TRL turns on by default
-        activation_checkpointing=False,  # ours is on the model already
+        activation_checkpointing=False,
     )
     trainer = DemonstrationTrainer(
         prepared,
@@ -124,7 +124,8 @@ def run(config: SftConfig, job: Job) -> StageResult:
         # The reward model's candidates end with the published model, which is measured and written below.
         last = () if config.select == "held_out_loss" else (steps,)
         trainer.add_callback(CandidateCallback(set(candidate_steps(config, steps)).difference(last), keep))
-    trainer.train()
+    with checkpointed(config.gradient_checkpointing, model):
+        trainer.train()
 
     if config.select == "held_out_loss":
         chosen = min(kept, key=lambda candidate: summarise_losses(candidate.losses)["held_out_loss"])
@@ -144,15 +145,13 @@ def run(config: SftConfig, job: Job) -> StageResult:
 
 
 def prepare_model(model: PreTrainedModel, config: SftConfig, device: torch.device) -> Any:
-    """The loaded model as it is trained: quantised, with dropout, adapters and checkpointing as the recipe says."""
+    """The loaded model as it is trained: quantised, with dropout and adapters as the recipe says."""
     if config.quantization:
         model = quantize_nf4(model, device)
     add_residual_dropout(model, config.residual_dropout)
     adapted: Any = model
     if config.lora:
         adapted = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "CAUSAL_LM")
-    if config.gradient_checkpointing:
-        checkpoint_gradients(model)
     return adapted
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
 
 from data_schema import Demonstration, Records
+from policy.checkpointing import checkpointed
 from policy.language_model import add_lora, choose_device, save_checkpoint
 from policy.seq2seq import (
     NO_LABEL,
@@ -39,7 +40,7 @@ ENCODED_AT_ONCE, HELD_OUT_BATCH = 1000, 16
 
 def run(config: SftConfig, job: Job) -> StageResult:
     """Tune `config.base_model` on demonstrations; AutoModelForSeq2SeqLM opens the output."""
-    check_dropout(config)
+    check_settings(config)
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
     model, tokenizer = load_seq2seq_model(config.base_model, device, config.pad_token)
@@ -68,7 +69,8 @@ def run(config: SftConfig, job: Job) -> StageResult:
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RecordCallback(job.tracker, "sft"))
-    trainer.train()
+    with checkpointed(config.gradient_checkpointing, model):
+        trainer.train()
 
     tuned: PreTrainedModel = trained.merge_and_unload() if config.lora else trained
     losses = held_out_losses(tuned, held_out, read.held_out)
@@ -82,8 +84,11 @@ def run(config: SftConfig, job: Job) -> StageResult:
     return StageResult(metrics, {"data": read.account(train_dropped + held_out_dropped)})
 
 
-def check_dropout(config: SftConfig) -> None:
-    """Raise ConfigError for residual dropout, which is put on the blocks of decoder-only models."""
+def check_settings(config: SftConfig) -> None:
+    """Raise ConfigError for settings of decoder-only models."""
+    for name, off in (("quantization", None), ("pretraining_data", []), ("select", "last")):
+        if getattr(config, name) != off:
+            raise ConfigError(f"sft.{name} is for decoder-only models and the base is an encoder-decoder; leave it out")
     if config.residual_dropout:
         raise ConfigError(
             f"sft.residual_dropout is {config.residual_dropout:g}, but an encoder-decoder brings its own dropout "

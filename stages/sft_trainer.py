@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,14 +135,10 @@ class DemonstrationTrainer(SFTTrainer):
         super().log(logs, *arguments, **named)
 
 
-class Keep(Protocol):
-    def __call__(self, model: Any, step: int) -> None: ...
-
-
 class CandidateCallback(TrainerCallback):
     """Hands the model over after certain steps."""
 
-    def __init__(self, steps: Collection[int], keep: Keep) -> None:
+    def __init__(self, steps: Collection[int], keep: Callable[[Any, int], None]) -> None:
         self.steps, self.keep = steps, keep
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

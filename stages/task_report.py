@@ -14,6 +14,8 @@ from stages.task_data import Task
 from stages.task_evaluation import EXACT, METRICS, RANK, Evaluation, Row, TaskEvaluation
 from stages.task_metrics import Estimate, mean, mean_of_tasks, share
 
+WIDTH_IN_FILES = 160  # columns
+
 
 def as_json(evaluation: Evaluation, config: TaskEvaluation) -> dict[str, Any]:
     """The report; a difference is a model's minus the first's on the same rows. Unknown bounds are null."""
@@ -110,6 +112,8 @@ def bounds(estimate: Estimate, lowest: float = -1.0) -> dict[str, float | None]:
 def print_report(report: Mapping[str, Any]) -> None:
     """A line for each task and metric, then the means; below, what one has to know to read it."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_IN_FILES)
     names = list(report["models"])
     shots = {0: "zero-shot", 1: "one-shot"}.get(report["shots"], f"{report['shots']} shots")
     table = Table(title=f"tasks, {shots}, with 95 % intervals", title_justify="left")
@@ -118,9 +122,9 @@ def print_report(report: Mapping[str, Any]) -> None:
     table.add_column("metric")
     table.add_column("commonest", justify="right")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in names[1:]:
-        table.add_column(f"{name} - {names[0]}", justify="right")
+        table.add_column(f"{name} - {names[0]}", justify="right", no_wrap=True)
     for row in report["tasks"]:
         table.add_row(row["task"], str(row["rows"]), row["metric"], *cells(row))
     table.add_section()

@@ -134,7 +134,7 @@ def gradient_of_one_step(chain: Chain, folder: Path, patch: pytest.MonkeyPatch, 
             gradients.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
 
     def watched(parameters: Any, *_: Any) -> Any:
-        optimizer = Watching(list(parameters), lr=0.0)
+        optimizer = Watching([p for p in parameters if p.requires_grad], lr=0.0)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
 
     patch.setattr(sft, "make_optimizer", watched)

@@ -1,0 +1,195 @@
+"""A PPO step against the last PPO trainer that TRL had (1.12): same model, prompts, lengths, batch and epochs.
+
+    python benchmarks/ppo_step_speed.py --peer-python PATH --peer-script trl_ppo.py [--model tiny|DIR] [--repeats 3]
+        [--prompt-len 32] [--response-len 32] [--batch 16] [--ppo-epochs 4] [--stop none|eos] [--lora 0]
+
+PATH is the Python of an environment that has TRL 1.12; the peer's script runs its PPOTrainer on the same work and
+prints one JSON object with `eps_per_s`, `split_s` and `mem.peak_rss_mb`. Both sides train policy and value in full (or
+ours adapters, with --lora), run as whole processes in turn, and drop their first update. The last line is one JSON
+object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from pairs import alternate, median_ratio, peak_memory, write_result  # noqa: E402
+
+# What the peer's script calls the same things.
+SHARED = (
+    "model",
+    "episodes",
+    "batch",
+    "micro",
+    "prompt_len",
+    "response_len",
+    "ppo_epochs",
+    "stop",
+    "threads",
+    "tiny_vocab",
+)
+
+
+def make_roles(options: argparse.Namespace) -> Any:
+    """The four roles; `tiny` is a random Llama of 4 layers and width 256, as the peer makes it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
+
+    from policy.language_model import add_lora
+    from reward.normalisation import RewardNormalisation
+    from reward.scalar_model import store_normalisation
+    from stages.ppo_roles import Roles
+
+    torch.manual_seed(1)
+    if options.model == "tiny":
+        from kwise_speed import make_tokenizer
+
+        tokenizer = make_tokenizer()
+        shape: dict[str, Any] = {
+            "hidden_size": 256, "intermediate_size": 672, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "tie_word_embeddings": True, "vocab_size": options.tiny_vocab, "pad_token_id": 0, "eos_token_id": 2,
+            "bos_token_id": 1,
+        }  # fmt: skip
+        policy = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
+        value = AutoModelForSequenceClassification.from_config(LlamaConfig(**shape, num_labels=1))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        policy = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+        value = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=torch.float32)
+    store_normalisation(value, RewardNormalisation())
+    if options.lora:
+        adapters = add_lora(policy, options.lora, 2 * options.lora, "all-linear", "CAUSAL_LM")
+        value_adapters = add_lora(value, options.lora, 2 * options.lora, "all-linear", "SEQ_CLS")
+        policy, value = adapters.get_base_model().eval(), value_adapters.get_base_model().eval()
+        return Roles(tokenizer, policy, policy, value, value, adapters, value_adapters)
+    import copy
+
+    reference, reward = copy.deepcopy(policy), copy.deepcopy(value)
+    return Roles(tokenizer, policy.eval(), reference.eval(), value.eval(), reward.eval())
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Our side, measured."""
+    import torch
+
+    from data_schema import Message, Prompt, Source
+    from policy.rollout import collect_rollout
+    from reward.scalar_model import response_scores
+    from reward.sources import ModelReward, Part, Scored, score_rollout
+    from stages.configs import PpoConfig
+    from stages.optimizer import make_optimizer
+    from stages.ppo import evaluate_rollout, update
+    from stages.settings import OptimizerConfig, SamplingConfig
+
+    torch.set_num_threads(options.threads)
+    roles = make_roles(options)
+    optimizer = OptimizerConfig(learning_rate=3e-6, schedule="constant", eps=1e-5)
+    config = PpoConfig(
+        prompts=[Source("prompts.jsonl")], rollout_batch=options.batch, minibatches=1, inner_epochs=options.ppo_epochs,
+        micro_batch=options.micro or min(16, options.batch), kl_coef=0.05, optimizer=optimizer,
+        value_optimizer=optimizer, sampling=SamplingConfig(options.response_len, 1.0, 64),
+    )  # fmt: skip
+    policy_optimizer, value_optimizer = (
+        make_optimizer(model.parameters(), optimizer, 100)[0] for model in (roles.policy, roles.value)
+    )
+    part = Part(
+        "reward_model",
+        1.0,
+        ModelReward(lambda rows: Scored(response_scores(roles.reward, rows), {}), 64, roles.as_reward),
+        False,
+    )
+    n_updates = options.episodes // options.batch + 1
+    rng = torch.Generator().manual_seed(1)
+    vocabulary = roles.policy.config.vocab_size
+    low = 32 if vocabulary > 1000 else 8
+    prompts = torch.randint(low, vocabulary, (n_updates * options.batch, options.prompt_len), generator=rng).tolist()
+    asked = [Prompt("p", "benchmark", prompt=(Message("user", "-"),))] * options.batch
+    seconds = {"rollout": 0.0, "evaluate": 0.0, "update": 0.0}
+    tokens, started = 0, 0.0
+    for i in range(n_updates):
+        if i == 1:  # the first one warms up
+            seconds, tokens, started = dict.fromkeys(seconds, 0.0), 0, time.perf_counter()
+        clock = [time.perf_counter()]
+        rollout = collect_rollout(
+            roles.policy, prompts[i * options.batch : (i + 1) * options.batch], max_new_tokens=options.response_len,
+            temperature=1.0, batch_size=64, eos_id=roles.tokenizer.eos_token_id if options.stop == "eos" else -1,
+            pad_id=0, rng=rng,
+        )  # fmt: skip
+        clock.append(time.perf_counter())
+        scores = score_rollout([part], asked, ["-"] * options.batch, rollout)
+        experience = evaluate_rollout(roles, rollout, scores, config, config.kl_coef)
+        clock.append(time.perf_counter())
+        update(roles, experience, policy_optimizer, value_optimizer, None, config, rng)
+        clock.append(time.perf_counter())
+        for name, begin, end in zip(seconds, clock, clock[1:], strict=False):
+            seconds[name] += end - begin
+        tokens += int(rollout.lengths.sum())
+    wall = time.perf_counter() - started
+    episodes = (n_updates - 1) * options.batch
+    figures = {"episodes_per_second": episodes / wall, "peak_memory": peak_memory(), "response_tokens": tokens}
+    return {**figures, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", type=Path, help="Python with TRL 1.12")
+    parser.add_argument("--peer-script", type=Path, help="runs TRL's PPOTrainer and prints its figures")
+    parser.add_argument("--model", default="tiny", help="'tiny' or a model directory")
+    parser.add_argument("--episodes", type=int, default=64, help="measured episodes, a multiple of --batch")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--micro", type=int, default=0, help="episodes a forward pass; 0: 16")
+    parser.add_argument("--prompt-len", type=int, default=32)
+    parser.add_argument("--response-len", type=int, default=32)
+    parser.add_argument("--ppo-epochs", type=int, default=4)
+    parser.add_argument("--stop", choices=["none", "eos"], default="none", help="eos: answers end where EOS is drawn")
+    parser.add_argument("--tiny-vocab", type=int, default=4096)
+    parser.add_argument("--lora", type=int, default=0, help="rank of our adapters; the peer trains in full")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ours", action="store_true", help="run our side alone and print its figures")
+    options = parser.parse_args()
+    if options.ours:
+        print(json.dumps(run(options)))
+        return
+    if not (options.peer_python and options.peer_script):
+        parser.error("name --peer-python and --peer-script, or --ours for our side alone")
+    common = []
+    for name in SHARED:
+        value = getattr(options, name) or (min(16, options.batch) if name == "micro" else getattr(options, name))
+        common += [f"--{name.replace('_', '-')}", str(value)]
+    found = alternate(
+        {
+            "ours": [sys.executable, __file__, "--ours", *common, "--lora", str(options.lora)],
+            "trl": [str(options.peer_python), str(options.peer_script), *common],
+        },
+        options.repeats,
+    )
+    ours, trl = found["ours"], found["trl"]
+    short = {
+        "episodes_per_second_ratio": median_ratio(
+            [run["episodes_per_second"] for run in ours], [run["eps_per_s"] for run in trl]
+        ),
+        "peak_memory_ratio": median_ratio(
+            [run["peak_memory"] for run in ours], [run["mem"]["peak_rss_mb"] * 2**20 for run in trl]
+        ),
+        "setting": {name: getattr(options, name) for name in (*SHARED, "lora", "repeats")},
+    }
+    for i, (a, b) in enumerate(zip(ours, trl, strict=True)):
+        told = [
+            " ".join(f"{name} {value:.1f}" for name, value in split.items()) for split in (a["seconds"], b["split_s"])
+        ]
+        print(f"run {i + 1} seconds: ours {told[0]} | TRL {told[1]}")
+    model = "tiny" if options.model == "tiny" else Path(options.model).name.lower()
+    kind = ("lora" if options.lora else "full") + ("_ragged" if options.stop == "eos" else "")
+    write_result(f"ppo_step_speed_{model}_{kind}", {**short, "runs": found})
+    print(json.dumps(short))
+
+
+if __name__ == "__main__":
+    main()
