@@ -6,15 +6,19 @@ never in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policy.errors import ModelError
+
+CACHES = {"past_key_values", "past_key_value", "layer_past"}  # what layers call theirs
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
     """Within it, if `on`, the models' layers compute their states twice and keep them never; gradients are the same.
 
     The non-reentrant kind: gradients reach adapters though a layer's input needs none, and dropout is drawn again as it
-    was. Sample outside: a cache would be filled twice. Raises ModelError for a model without such layers.
+    was. Without gradients, as in sampling, nothing differs. Raises ModelError for a model without such layers.
     """
     layers = []
     for model in models if on else ():
@@ -34,7 +38,7 @@ def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
         layers += own
     before = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(_compute_twice, layer.forward)
     try:
         yield
     finally:
@@ -42,3 +46,11 @@ def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
             del layer.forward
             if forward is not None:
                 layer.forward = forward
+
+
+def _compute_twice(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **named)
+    for cache in CACHES & named.keys():
+        named[cache] = None  # the second time it would be full already
+    return checkpoint(forward, *inputs, use_reentrant=False, **named)

@@ -60,7 +60,8 @@ def run(config: SelectConfig, job: Job) -> StageResult:
     for row in rows:
         shown = {f"select/{name}": value for name, value in row.items() if name != "step"}
         job.tracker.log(shown, step=int(row["step"]))
-    job.tracker.table("candidates", list(rows[0]), [list(row.values()) for row in rows], step=max(answered))
+    columns = ["candidate", *list(rows[0])[1:]]  # a table has a step of its own
+    job.tracker.table("candidates", columns, [list(row.values()) for row in rows], step=max(answered))
     copy_model(candidates[selected], job.output)
     # What it was chosen by, no evaluation may use.
     write_seen_prompts(job.output, prompts, read_seen_prompts([sft]))

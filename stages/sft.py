@@ -35,6 +35,7 @@ from policy.rollout import output_head
 from stages import sft_seq2seq
 from stages.configs import SftConfig
 from stages.demonstrations import load_demonstrations
+from stages.errors import ConfigError
 from stages.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.optimizer import make_optimizer
@@ -76,6 +77,10 @@ def run(config: SftConfig, job: Job) -> StageResult:
     read = load_demonstrations(config, job)
     train, train_dropped = encode_records(read.train, tokenizer, config.max_length)
     held_out, held_out_dropped = encode_records(read.held_out, tokenizer, config.max_length)
+    if config.select == "held_out_loss" and not len(held_out):
+        raise ConfigError(
+            "sft.select is 'held_out_loss', but no demonstration within max_length was kept back; raise sft.held_out"
+        )
     train, mixed, steps, text_account = mix_pretraining(config, job, tokenizer, train.remove_columns("record"))
 
     micro_batch, accumulate = split_batch("sft", config.batch_size, config.micro_batch_size)

@@ -175,6 +175,28 @@ def test_adapters_are_merged_into_what_is_published(t5: Path, tmp_path: Path) ->
     assert (weights(model) - weights(AutoModelForSeq2SeqLM.from_pretrained(t5))).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"select": "held_out_loss"},
+        {"pretraining_data": [Source("t.jsonl")]},
+        {"quantization": "nf4", "lora": LoraConfig()},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_what_is_for_decoders_is_refused_in_one_line(t5: Path, tmp_path: Path, setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"sft.{next(iter(setting))} is for decoder-only models"):
+        sft.run(config_of(t5, **setting), job(tmp_path))
+
+
+def test_checkpointing_changes_memory_and_not_what_is_learned(t5: Path, tmp_path: Path) -> None:
+    losses = []
+    for on in (False, True):
+        result = sft.run(config_of(t5, gradient_checkpointing=on, epochs=0.5), job(tmp_path / str(on)))
+        losses.append(result.metrics["held_out_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_residual_dropout_is_refused_in_one_line(t5: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"residual_dropout is 0\.2.*dropout_rate"):
         sft.run(config_of(t5, residual_dropout=0.2), job(tmp_path))

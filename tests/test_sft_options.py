@@ -137,6 +137,21 @@ def test_checkpointing_acts_in_evaluation_mode_and_is_gone_afterwards(tiny_base:
     assert passes == [1, 2]
 
 
+def test_ppo_and_the_reward_model_learn_the_same_with_checkpointing(chain: Chain, tmp_path: Path) -> None:
+    from stages import ppo, reward_model
+
+    recipe = load_recipe(chain.path)
+    assert recipe.ppo is not None and recipe.reward_model is not None
+    for stage, given in ((reward_model, recipe.reward_model), (ppo, replace(recipe.ppo, iterations=1, monitor=None))):
+        parents = {role: chain.checkpoint(role) for role in ("sft", "comparisons", "reward_model")}
+        plain = job(tmp_path / stage.__name__ / "plain", parents)
+        stage.run(given, plain)
+        other = job(tmp_path / stage.__name__ / "checkpointed", parents)
+        stage.run(replace(given, gradient_checkpointing=True), other)
+        for first, second in zip(plain.tracker.records, other.tracker.records, strict=True):
+            assert second == pytest.approx(first, rel=1e-3, abs=1e-4)
+
+
 def test_a_model_without_layers_to_compute_again_is_refused() -> None:
     with checkpointed(False, torch.nn.Linear(2, 2)):
         pass
@@ -177,13 +192,20 @@ def documents(folder: Path, n: int = 40) -> list[Source]:
     return [Source(str(path))]
 
 
+@pytest.mark.parametrize("micro_batch", [0, 2])
 def test_all_tokens_of_the_text_are_learned_beside_the_answers(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int
 ) -> None:
     """The gradient is that of one token mean over answers and text, written out by hand; the text's loss is logged."""
     demonstrations = [("echo this : fox", "fox ."), ("echo this : owl saw", "owl saw .")]
     data, text = written(tmp_path / "rows", demonstrations), documents(tmp_path / "text", 4)
-    settings = {"data": data, "pretraining_data": text, "pretraining_share": 0.5, "pretraining_length": 12}
+    settings: dict[str, Any] = {
+        "data": data,
+        "pretraining_data": text,
+        "pretraining_share": 0.5,
+        "pretraining_length": 12,
+    }
+    settings["micro_batch_size"] = micro_batch
     found = gradient_of_one_step(chain, tmp_path / "run", monkeypatch, batch_size=4, **settings)
 
     tokenizer = load_tokenizer(chain.checkpoint("sft"))
