@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-from pairs import alternate, median_ratio, peak_memory, write_result  # noqa: E402
+from pairs import peak_memory, ratio, run_sides, write_result  # noqa: E402
 
 MAX_LENGTH, BATCH = 512, 32
 
@@ -141,12 +141,12 @@ def main() -> None:
         return
     results = []
     for n in options.rows:
-        common = [sys.executable, __file__, "--rows", str(n), "--threads", str(options.threads)]
-        found = alternate({side: [*common, "--side", side] for side in ("ours", "trl")}, options.repeats)
-        ratio = median_ratio([r["seconds"] for r in found["trl"]], [r["seconds"] for r in found["ours"]])
+        of_one_size = argparse.Namespace(**vars(options) | {"rows": n})
+        found = run_sides(__file__, ("ours", "trl"), of_one_size, ("rows", "threads"), options.repeats)
+        seconds = ratio(found, "seconds", "trl", "ours")
         peak = max(r["peak_memory"] for r in found["ours"])
-        results.append({"rows": n, "seconds_ratio": ratio, "peak_memory": peak, "runs": found})
-        print(f"{n} rows: TRL takes {ratio:.2f} times our seconds; our peak is {peak / 2**20:.0f} MB")
+        results.append({"rows": n, "seconds_ratio": seconds, "peak_memory": peak, "runs": found})
+        print(f"{n} rows: TRL takes {seconds:.2f} times our seconds; our peak is {peak / 2**20:.0f} MB")
     growth = results[-1]["peak_memory"] - results[0]["peak_memory"]
     write_result("data_preparation", {"memory_growth": growth, "results": results})
     short = [{name: row[name] for name in ("rows", "seconds_ratio", "peak_memory")} for row in results]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-from pairs import alternate, median_ratio, peak_memory, write_result  # noqa: E402
+from pairs import model_name, peak_memory, ratio, run_sides, write_result  # noqa: E402
 
 VOCABULARY, PAD, EOS = 4096, 0, 2
 PROMPT_TOKENS, ANSWER_TOKENS = (32, 96), (16, 48)  # uniform between the two
@@ -159,21 +159,13 @@ def main() -> None:
         return
     rows = []
     for k in options.k:
-        common = [sys.executable, __file__, "--k", str(k)]
-        for name in ("model", "steps", "prompts", "tokens", "threads"):
-            common += [f"--{name}", str(getattr(options, name))]
-        found = alternate({side: [*common, "--side", side] for side in ("ours", "trl")}, options.repeats)
-        ratios = {
-            f"{name}_ratio": median_ratio([run[name] for run in found["trl"]], [run[name] for run in found["ours"]])
-            for name in ("seconds", "peak_memory")
-        }
-        rows.append(
-            {"k": k, "seconds_ratio": ratios["seconds_ratio"], "peak_memory_ratio": 1 / ratios["peak_memory_ratio"]}
-        )
-        print(f"K = {k}: TRL takes {ratios['seconds_ratio']:.2f} times our seconds; our peak memory is "
-              f"{rows[-1]['peak_memory_ratio']:.2f} of TRL's")  # fmt: skip
-        rows[-1]["runs"] = found
-    model = "tiny" if options.model == "tiny" else Path(options.model).name.lower()
+        of_one_k = argparse.Namespace(**vars(options) | {"k": k})
+        names = ("k", "model", "steps", "prompts", "tokens", "threads")
+        found = run_sides(__file__, ("ours", "trl"), of_one_k, names, options.repeats)
+        seconds, memory = ratio(found, "seconds", "trl", "ours"), ratio(found, "peak_memory", "ours", "trl")
+        print(f"K = {k}: TRL takes {seconds:.2f} times our seconds; our peak memory is {memory:.2f} of TRL's")
+        rows.append({"k": k, "seconds_ratio": seconds, "peak_memory_ratio": memory, "runs": found})
+    model = model_name(options.model)
     setting = {name: getattr(options, name) for name in ("steps", "prompts", "tokens", "threads", "repeats")}
     write_result(f"kwise_speed_{model}", {"model": model, "setting": setting, "results": rows})
     short = [{name: row[name] for name in ("k", "seconds_ratio", "peak_memory_ratio")} for row in rows]

@@ -5,6 +5,7 @@ Machines are shared and drift, so a figure is the median of the ratios of neighb
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -46,6 +47,34 @@ def last_object(output: str) -> dict[str, Any]:
         if isinstance(found, dict):
             last = found
     return last
+
+
+def run_sides(
+    program: str, sides: Sequence[str], options: argparse.Namespace, names: Sequence[str], repeats: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Both sides of a benchmark that runs one alone under `--side`, in turn, with the options named."""
+    return alternate(
+        {side: [sys.executable, program, *forward(options, names), "--side", side] for side in sides}, repeats
+    )
+
+
+def forward(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """The named options as command-line words."""
+    words = []
+    for name in names:
+        value = getattr(options, name)
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def ratio(found: Mapping[str, Sequence[Mapping[str, Any]]], name: str, above: str, below: str) -> float:
+    """Median over neighbouring runs of one figure, side `above` over side `below`."""
+    return median_ratio(*([run[name] for run in found[side]] for side in (above, below)))
+
+
+def model_name(model: str) -> str:
+    """'tiny', or the name of a model's directory, for results."""
+    return "tiny" if model == "tiny" else Path(model).name.lower()
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-from pairs import alternate, median_ratio, peak_memory, write_result  # noqa: E402
+from pairs import alternate, forward, median_ratio, model_name, peak_memory, write_result  # noqa: E402
 
 # What the peer's script calls the same things.
 SHARED = (
@@ -159,10 +159,8 @@ def main() -> None:
         return
     if not (options.peer_python and options.peer_script):
         parser.error("name --peer-python and --peer-script, or --ours for our side alone")
-    common = []
-    for name in SHARED:
-        value = getattr(options, name) or (min(16, options.batch) if name == "micro" else getattr(options, name))
-        common += [f"--{name.replace('_', '-')}", str(value)]
+    options.micro = options.micro or min(16, options.batch)
+    common = forward(options, SHARED)
     found = alternate(
         {
             "ours": [sys.executable, __file__, "--ours", *common, "--lora", str(options.lora)],
@@ -185,7 +183,7 @@ def main() -> None:
             " ".join(f"{name} {value:.1f}" for name, value in split.items()) for split in (a["seconds"], b["split_s"])
         ]
         print(f"run {i + 1} seconds: ours {told[0]} | TRL {told[1]}")
-    model = "tiny" if options.model == "tiny" else Path(options.model).name.lower()
+    model = model_name(options.model)
     kind = ("lora" if options.lora else "full") + ("_ragged" if options.stop == "eos" else "")
     write_result(f"ppo_step_speed_{model}_{kind}", {**short, "runs": found})
     print(json.dumps(short))

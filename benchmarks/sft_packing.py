@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from kwise_speed import make_tokenizer  # noqa: E402
-from pairs import alternate, median_ratio, peak_memory, write_result  # noqa: E402
+from pairs import model_name, peak_memory, ratio, run_sides, write_result  # noqa: E402
 
 VOCABULARY = 4096
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="'tiny' (Llama, 4 layers of width 256) or a model directory")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--micro_batch", type=int, default=32)
+    parser.add_argument("--micro-batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=["packed", "padded"], help="run this side alone and print its figures")
@@ -99,16 +99,13 @@ def main() -> None:
     if options.side:
         print(json.dumps(run(options)))
         return
-    common = [sys.executable, __file__]
-    for name in ("model", "steps", "batch", "micro_batch", "threads"):
-        common += [f"--{name}", str(getattr(options, name))]
-    found = alternate({side: [*common, "--side", side] for side in ("packed", "padded")}, options.repeats)
-    ratio = median_ratio(*([run["tokens_per_second"] for run in found[side]] for side in ("packed", "padded")))
-    memory = median_ratio(*([run["peak_memory"] for run in found[side]] for side in ("packed", "padded")))
+    names = ("model", "steps", "batch", "micro_batch", "threads")
+    found = run_sides(__file__, ("packed", "padded"), options, names, options.repeats)
+    speed, memory = (ratio(found, name, "packed", "padded") for name in ("tokens_per_second", "peak_memory"))
     pairs = zip(found["packed"][0]["losses"], found["padded"][0]["losses"], strict=True)
     apart = max(abs(a - b) for a, b in pairs)
-    model = "tiny" if options.model == "tiny" else Path(options.model).name.lower()
-    short = {"model": model, "tokens_per_second_ratio": ratio, "peak_memory_ratio": memory, "largest_loss_gap": apart}
+    model = model_name(options.model)
+    short = {"model": model, "tokens_per_second_ratio": speed, "peak_memory_ratio": memory, "largest_loss_gap": apart}
     setting = {name: getattr(options, name) for name in ("steps", "batch", "micro_batch", "threads", "repeats")}
     write_result(f"sft_packing_{model}", {**short, "setting": setting, "runs": found})
     print(json.dumps(short))

@@ -24,7 +24,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked. A broken gzip file is a DataError."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
-            yield stream  # type: ignore[misc]
+            yield stream  # type: ignore[misc]  # GzipFile is an IO[bytes] in all but its type
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again, or drop .gz from its name") from None
 

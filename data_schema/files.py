@@ -122,7 +122,7 @@ def _write_jsonl(stream: IO[bytes], records: Iterator[Record]) -> int:
 def _write_jsonl_gz(stream: IO[bytes], records: Iterator[Record]) -> int:
     # No name and no time inside, so that equal records make equal bytes.
     with gzip.GzipFile(filename="", fileobj=stream, mode="wb", mtime=0) as packed:
-        return _write_jsonl(packed, records)  # type: ignore[arg-type]
+        return _write_jsonl(packed, records)  # type: ignore[arg-type]  # as in file_types
 
 
 def _write_parquet(stream: IO[bytes], records: Iterator[Record]) -> int:

@@ -47,6 +47,12 @@ def pack_lengths(lengths: Sequence[int], width: int = 0) -> Places:
     return Places(row, column, n_rows, width)
 
 
+def one_a_row(lengths: Sequence[int]) -> Places:
+    """Each sequence in a row of its own, from the first column on."""
+    n = len(lengths)
+    return Places(list(range(n)), [0] * n, n, max(lengths, default=0))
+
+
 def states_of_sequences(model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     """(sum of stop - start, hidden): the body's last states at tokens [start, stop) of each sequence, one after
     another.
@@ -54,14 +60,9 @@ def states_of_sequences(model: PreTrainedModel, ids: Tensor, lengths: Tensor, st
     ids (tokens,) are the sequences end to end, `lengths` (sequences,) of them; start and stop count within a sequence.
     """
     device = ids.device
-    if reads_packed(model):
-        places = pack_lengths(lengths.tolist())
-        row, column = torch.tensor(places.row, device=device), torch.tensor(places.column, device=device)
-        n_rows, width = places.n_rows, places.width
-    else:
-        row, column = torch.arange(len(lengths), device=device), torch.zeros_like(lengths)
-        n_rows, width = len(lengths), int(lengths.max())
-    hidden = _read(model, ids, lengths, row, column, n_rows, width)
+    places = (pack_lengths if reads_packed(model) else one_a_row)(lengths.tolist())
+    row, column = torch.tensor(places.row, device=device), torch.tensor(places.column, device=device)
+    hidden = _read(model, ids, lengths, row, column, places.n_rows, places.width)
     owner, offset = _tokens(stop - start)
     return hidden[row[owner], column[owner] + start[owner] + offset]
 

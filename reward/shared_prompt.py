@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.packing import Places, pack_lengths
+from policy.packing import one_a_row, pack_lengths
 from reward.scalar_model import scalars
 
 EXACT = 1e-4  # what float32 may lose, relative to the score
@@ -51,9 +51,7 @@ def pack_answers(
             text.segments.extend([len(text.ends) + 1] * len(answer))
             text.ends.append(len(text.ids) - 1)
     lengths = [len(text.ids) for text in texts]
-    places = (
-        pack_lengths(lengths) if share else Places(list(range(len(texts))), [0] * len(texts), len(texts), max(lengths))
-    )
+    places = (pack_lengths if share else one_a_row)(lengths)
     laid = torch.zeros(4, places.n_rows, places.width, dtype=torch.long)
     laid[0] = pad_id
     used = [0] * places.n_rows  # segments of a row so far

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data_schema import Comparison, Prompt, load_all, write_records
 from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import LanguageModel, choose_device, load_language_model
-from policy.rollout import collect_rollout
+from stages.answering import sample_answers
 from stages.configs import ComparisonsConfig
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account
@@ -46,7 +46,7 @@ def run(config: ComparisonsConfig, job: Job) -> StageResult:
     with tqdm(total=len(prompts), desc="comparisons", unit="prompt") as bar:
         for start in range(0, len(prompts), CHUNK):
             batch = [prompts[i] for i in range(start, min(start + CHUNK, len(prompts)))]
-            answers = sample_answers(batch, language_model, config, sampling_rng)
+            answers = distinct_answers(batch, language_model, config, sampling_rng)
             for offset, (prompt, drawn) in enumerate(zip(batch, answers, strict=True)):
                 training = start + offset < first_held_out
                 noise = config.label_noise if training else 0.0
@@ -71,24 +71,14 @@ def run(config: ComparisonsConfig, job: Job) -> StageResult:
     return StageResult(metrics, {"prompts": data_account(prompts)})
 
 
-def sample_answers(
+def distinct_answers(
     prompts: list[Prompt], language_model: LanguageModel, config: ComparisonsConfig, rng: torch.Generator
 ) -> list[list[str]]:
     """For each prompt its answers that ended, each text once, in the order drawn."""
     model, tokenizer = language_model
     ids = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
     k = config.answers_per_prompt
-    rollout = collect_rollout(
-        model,
-        ids,
-        max_new_tokens=config.sampling.max_new_tokens,
-        temperature=config.sampling.temperature,
-        batch_size=config.sampling.batch_size,
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
-        rng=rng,
-        answers_each=k,
-    )
+    rollout = sample_answers(model, tokenizer, ids, config.sampling, rng, k)
     texts = decode_responses(tokenizer, rollout.responses, rollout.lengths)
     ended = rollout.ended.tolist()
     return [

@@ -17,14 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_schema import Prompt, Records, dedup_prompts, load_all
-from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import LanguageModel, choose_device, load_language_model, load_tokenizer
-from policy.rollout import Rollout, collect_rollout, response_logprobs
-from reward.sources import score_rollout
+from policy.rollout import Rollout, response_logprobs
+from reward.sources import Part
+from stages.answering import Unseen, scored_answers, unseen_prompts
 from stages.configs import EvaluateConfig
 from stages.errors import ConfigError
-from stages.job import Job, StageResult, data_account, prompt_hash, read_seen_prompts
-from stages.judging import load_judge
+from stages.job import Job, StageResult, data_account
+from stages.judging import Judge, load_judge
 from stages.ppo_rewards import Reader, load_rewards
 from stages.reward_settings import RewardPart
 from stages.statistics import win_rate
@@ -48,11 +48,15 @@ class Answers(NamedTuple):
 def run(config: EvaluateConfig, job: Job) -> StageResult:
     """Compare `sft` and `ppo`; the output is evaluation.json and samples.jsonl."""
     device = choose_device(config.device)
-    prompts, ids, data = unseen_prompts(config, job)
+    judge = load_judge(config.judge, "evaluate.judge") if config.judge else None
+    asked, data = evaluation_prompts(config, job)
     reference = load_language_model(job.parents["sft"], device)
+    # The texts of both models are the SFT model's to read: a policy keeps its tokenizer.
+    reader = Reader(reference.tokenizer, job.parents["sft"], device, config.sampling.batch_size, job.seed)
+    rewards = load_rewards(config.rewards or [RewardPart()], job.parents, reader)
+    models = {"sft": reference, "ppo": load_language_model(job.parents["ppo"], device)}
     answers = {
-        "sft": answer(reference, reference, prompts, ids, config, job),
-        "ppo": answer(load_language_model(job.parents["ppo"], device), reference, prompts, ids, config, job),
+        name: answer(model, reference, rewards, judge, asked, config, job.seed) for name, model in models.items()
     }
     result: dict[str, dict[str, float]] = {name: summarise(model) for name, model in answers.items()}
     result["ppo"] |= compare(decisive(answers["ppo"]), decisive(answers["sft"]))
@@ -60,7 +64,7 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
     job.output.mkdir(parents=True)
     scored_by = "reward model" if all(part.is_model for part in config.rewards) else "reward"
     decided_by = "judge" if config.judge else scored_by
-    account = {"decided_by": decided_by, "n_prompts": len(prompts), "models": result}
+    account = {"decided_by": decided_by, "n_prompts": len(asked.prompts), "models": result}
     (job.output / RESULT_FILE).write_text(json.dumps(account, indent=1) + "\n")
     rows: list[dict[str, Any]] = [
         {
@@ -70,7 +74,7 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
                 for name, model in answers.items()
             },
         }
-        for i, prompt in enumerate(prompts)
+        for i, prompt in enumerate(asked.prompts)
     ]
     (job.output / SAMPLES_FILE).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for name, numbers in result.items():
@@ -80,70 +84,50 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
     return StageResult({"models": result, "decided_by": decided_by}, data)
 
 
-def unseen_prompts(config: EvaluateConfig, job: Job) -> tuple[list[Prompt], list[list[int]], dict[str, Any]]:
-    """The first n_prompts that no parent was trained on and that are short enough -> (prompts, ids, account)."""
-    tokenizer = load_tokenizer(job.parents["sft"])
+def evaluation_prompts(config: EvaluateConfig, job: Job) -> tuple[Unseen, dict[str, Any]]:
+    """The first n_prompts that no parent was trained on and that are short enough, and their account."""
     records: Records[Prompt] = dedup_prompts(load_all(config.prompts, Prompt, job.seed))
-    seen = read_seen_prompts(job.parents.values())
-    fresh = [record for record in records if prompt_hash(record) not in seen]
-    leaked = len(records) - len(fresh)
-    if leaked:
-        logger.warning("evaluate: %d of %d prompts were trained on and are left out", leaked, len(records))
-    encoded = encode_prompts(tokenizer, [record.prompt for record in fresh])
-    kept = [(record, row) for record, row in zip(fresh, encoded, strict=True) if len(row) <= config.max_prompt_length]
-    too_long = len(fresh) - len(kept)
-    if len(kept) < 2:
+    tokenizer = load_tokenizer(job.parents["sft"])
+    unseen = unseen_prompts(records, job.parents.values(), tokenizer, config.max_prompt_length)
+    if unseen.trained_on:
+        logger.warning("evaluate: %d of %d prompts were trained on and are left out", unseen.trained_on, len(records))
+    if len(unseen.prompts) < 2:
         raise ConfigError(
-            f"evaluate.prompts: {len(kept)} of {len(records)} prompts are left ({leaked} were trained on, "
-            f"{too_long} are longer than {config.max_prompt_length} tokens); name prompts that no stage uses"
+            f"evaluate.prompts: {len(unseen.prompts)} of {len(records)} prompts are left ({unseen.trained_on} were "
+            f"trained on, {unseen.too_long} are longer than {config.max_prompt_length} tokens); name prompts that no "
+            "stage uses"
         )
-    kept = kept[: config.n_prompts]
-    account = data_account(records, trained_on=leaked, too_long=too_long)
-    return [record for record, _ in kept], [row for _, row in kept], {"prompts": {**account, "used": len(kept)}}
+    account = data_account(records, trained_on=unseen.trained_on, too_long=unseen.too_long)
+    used = unseen.first(config.n_prompts)
+    return used, {"prompts": {**account, "used": len(used.prompts)}}
 
 
 @torch.no_grad()
 def answer(
     model: LanguageModel,
     reference: LanguageModel,
-    prompts: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
+    rewards: Sequence[Part],
+    judge: Judge | None,
+    asked: Unseen,
     config: EvaluateConfig,
-    job: Job,
+    seed: int,
 ) -> Answers:
     """Sample one answer to each prompt, and measure it."""
-    judge = load_judge(config.judge, "evaluate.judge") if config.judge else None
-    policy, tokenizer = model
-    policy.eval()
     reference.model.eval()
-    # The texts of both models are the SFT model's to read: a policy keeps its tokenizer.
-    reader = Reader(tokenizer, job.parents["sft"], policy.device, config.sampling.batch_size, job.seed)
-    rewards = load_rewards(config.rewards or [RewardPart()], job.parents, reader)
-    rng = torch.Generator(policy.device).manual_seed(job.seed)
     graded = Answers([], [], [], [], [], [], [])
-    size = config.sampling.batch_size
-    for start in tqdm(range(0, len(ids), size), desc="evaluate", unit="batch"):
-        rollout = collect_rollout(
-            policy,
-            ids[start : start + size],
-            max_new_tokens=config.sampling.max_new_tokens,
-            temperature=config.sampling.temperature,
-            batch_size=size,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
-            rng=rng,
-        )
-        texts = decode_responses(tokenizer, rollout.responses, rollout.lengths)
-        graded.texts.extend(texts)
-        graded.lengths.extend(rollout.lengths.tolist())
-        graded.ended.extend(rollout.ended.tolist())
-        batch = prompts[start : start + size]
-        scores = score_rollout(rewards, batch, texts, rollout)
-        graded.rewards.extend((scores.judged + scores.penalties).tolist())
-        graded.parts.extend(part_rows(scores.parts, len(texts)))
-        graded.kl.extend(sequence_kl(model, reference, rollout, config.sampling.temperature))
-        for prompt, text, end in zip(batch, texts, rollout.ended.tolist(), strict=True):
-            graded.grades.append(judge(prompt.meta, text, end) if judge else {})
+    batches = scored_answers(model, rewards, asked.prompts, asked.ids, config.sampling, seed)
+    with tqdm(total=len(asked.prompts), desc="evaluate", unit="prompt") as bar:
+        for prompts, rollout, texts, scores in batches:
+            ended = rollout.ended.tolist()
+            graded.texts.extend(texts)
+            graded.lengths.extend(rollout.lengths.tolist())
+            graded.ended.extend(ended)
+            graded.rewards.extend((scores.judged + scores.penalties).tolist())
+            graded.parts.extend(part_rows(scores.parts, len(texts)))
+            graded.kl.extend(sequence_kl(model, reference, rollout, config.sampling.temperature))
+            for prompt, text, end in zip(prompts, texts, ended, strict=True):
+                graded.grades.append(judge(prompt.meta, text, end) if judge else {})
+            bar.update(len(texts))
     if judge and "gold" not in graded.grades[0]:
         raise ConfigError(
             f"evaluate.judge '{config.judge}' gives {sorted(graded.grades[0])} but no 'gold', which decides who wins"

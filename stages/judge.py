@@ -20,7 +20,7 @@ from checkpoint_store import CheckpointStore
 from data_schema import Comparison, Prompt, Records, Source, fingerprint, load_all, prompt_text, read_records
 from policy.language_model import load_language_model
 from reward.agreement import agreement
-from stages.comparisons import HELD_OUT_FILE, rank_answers, sample_answers
+from stages.comparisons import HELD_OUT_FILE, distinct_answers, rank_answers
 from stages.configs import ComparisonsConfig
 from stages.errors import ConfigError
 from stages.job import keep_back, prompt_hash, read_seen_prompts
@@ -252,7 +252,7 @@ def judge_fresh(scorer: Scorer, options: argparse.Namespace) -> dict[str, Any]:
     policy = load_language_model(find_checkpoint(options.policy, options.root)[0], scorer.model.device)
     policy.model.eval()
     rng = torch.Generator(scorer.model.device).manual_seed(options.seed)
-    answers = sample_answers(prompts, policy, config, rng)
+    answers = distinct_answers(prompts, policy, config, rng)
     ranked = [
         rank_answers(prompt, drawn, labeler, config, 0.0, random.Random(options.seed))
         for prompt, drawn in zip(prompts, answers, strict=True)

@@ -27,9 +27,10 @@ from policy.kl import adaptive_kl_coef, replace_score_without_eos, token_rewards
 from policy.language_model import choose_device
 from policy.losses import clipped_policy_loss, clipped_value_loss
 from policy.pretraining import endless_rows, pack_documents, pretraining_loss
-from policy.rollout import Rollout, collect_rollout, response_logprobs
+from policy.rollout import Rollout, response_logprobs
 from reward.scalar_model import response_values
 from reward.sources import RolloutScores, score_rollout
+from stages.answering import sample_answers
 from stages.configs import PpoConfig
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
@@ -83,16 +84,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
 
     bar = tqdm(range(config.iterations), desc="ppo", unit="iteration")
     for iteration, batch in zip(bar, prompt_batches(len(ids), config.rollout_batch, order_rng), strict=False):
-        rollout = collect_rollout(
-            roles.policy,
-            [ids[i] for i in batch],
-            max_new_tokens=config.sampling.max_new_tokens,
-            temperature=config.sampling.temperature,
-            batch_size=config.sampling.batch_size,
-            eos_id=roles.tokenizer.eos_token_id,
-            pad_id=roles.tokenizer.pad_token_id,
-            rng=rng,
-        )
+        rollout = sample_answers(roles.policy, roles.tokenizer, [ids[i] for i in batch], config.sampling, rng)
         asked = [prompts[i] for i in batch]
         texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
         scores = score_rollout(rewards, asked, texts, rollout)
@@ -230,8 +222,7 @@ def check_first_minibatch(step: Mapping[str, float]) -> None:
     """Before any weight has changed, new and old log-probabilities are of one model: ratio 1, KL 0, nothing clipped.
 
     If they differ by more than rounding, sampling and training disagree on temperature, masks, positions or dropout,
-    and
-    every later number would be wrong; so the run stops here.
+    and every later number would be wrong; so the run stops here.
     """
     ratio, kl, clipped = step["policy/mean_ratio"], step["policy/approx_kl"], step["policy/clip_fraction"]
     if abs(ratio - 1) > 1e-3 or kl > 1e-5 or clipped > 0:

@@ -45,7 +45,7 @@ def print_summary(summary: Mapping[str, Any], root: Path) -> None:
     console = Console()
     table = Table(title=f"{summary['recipe']}, seed {summary['seed']}", title_justify="left")
     for column, side in (("stage", "left"), ("seconds", "right"), ("checkpoint", "left"), ("key", "left")):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
+        table.add_column(column, justify=side)  # type: ignore[arg-type]  # rich wants a Literal
     for stage, row in summary["stages"].items():
         before = " (before)" if row["skipped"] else ""
         table.add_row(stage, f"{row['seconds']:.1f}{before}", row["checkpoint"], row["key"][:12])

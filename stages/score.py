@@ -183,7 +183,7 @@ def question_of(row: Row, origin: Origin, form: str = "auto") -> Question | Drop
         if isinstance(whole, DataError):
             raise whole
         outcome = chosen.readers[kind](whole, origin)
-        outcomes += outcome if isinstance(outcome, list) else [outcome]  # type: ignore[list-item]
+        outcomes += outcome if isinstance(outcome, list) else [outcome]  # type: ignore[list-item]  # of the kind read
     asked = [_asked(record) for record in outcomes if isinstance(record, Comparison | Demonstration)]
     if not asked:
         return next((outcome for outcome in outcomes if isinstance(outcome, Drop)), Drop("no answer"))

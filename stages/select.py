@@ -17,19 +17,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_schema import Prompt, Records, dedup_prompts, load_all, read_records
-from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import choose_device, load_language_model, load_tokenizer
-from policy.rollout import collect_rollout
-from reward.sources import Part, score_rollout
+from reward.sources import Part
+from stages.answering import Unseen, scored_answers, unseen_prompts
 from stages.errors import ConfigError
-from stages.job import Job, StageResult, data_account, prompt_hash, read_seen_prompts, write_seen_prompts
+from stages.job import Job, StageResult, data_account, read_seen_prompts, write_seen_prompts
 from stages.ppo_rewards import Reader, load_rewards
 from stages.reward_settings import RewardPart
 from stages.sft_candidates import PROMPTS, copy_model, read_index
 from stages.sft_settings import SelectConfig
 
 
-class Answered(NamedTuple):
+class Answers(NamedTuple):
     """One candidate's answers to all prompts; tensors (prompts,) on the CPU."""
 
     scores: Tensor  # by the reward model, normalised
@@ -46,11 +45,11 @@ def run(config: SelectConfig, job: Job) -> StageResult:
         raise ConfigError(
             f"the SFT checkpoint '{sft}' holds no candidates; run sft again with sft.select: reward_model"
         )
-    prompts, ids, data = unseen_prompts(config, job)
+    asked, data = choosing_prompts(config, job)
     reader = Reader(load_tokenizer(sft), sft, device, config.sampling.batch_size, job.seed)
     rewards = load_rewards([RewardPart()], job.parents, reader)
     answered = {
-        step: answer(directory, rewards, prompts, ids, config, job.seed, device)
+        step: answer(directory, rewards, asked, config, job.seed, device)
         for step, directory in tqdm(candidates.items(), desc="select", unit="candidate")
     }
     last = answered[max(answered)]
@@ -64,12 +63,12 @@ def run(config: SelectConfig, job: Job) -> StageResult:
     job.tracker.table("candidates", columns, [list(row.values()) for row in rows], step=max(answered))
     copy_model(candidates[selected], job.output)
     # What it was chosen by, no evaluation may use.
-    write_seen_prompts(job.output, prompts, read_seen_prompts([sft]))
+    write_seen_prompts(job.output, asked.prompts, read_seen_prompts([sft]))
     return StageResult({"selected_step": selected, **best, "candidates": rows}, data)
 
 
-def unseen_prompts(config: SelectConfig, job: Job) -> tuple[list[Prompt], list[list[int]], dict[str, Any]]:
-    """The first n_prompts that SFT was not trained on and that are short enough -> (prompts, ids, account)."""
+def choosing_prompts(config: SelectConfig, job: Job) -> tuple[Unseen, dict[str, Any]]:
+    """The first n_prompts that SFT was not trained on and that are short enough, and their account."""
     sft = job.parents["sft"]
     records: Records[Prompt] | list[Prompt]
     if config.prompts:
@@ -78,56 +77,32 @@ def unseen_prompts(config: SelectConfig, job: Job) -> tuple[list[Prompt], list[l
     else:
         records = list(read_records(sft / PROMPTS, Prompt))
         account = {"source": "kept back by sft", "records": len(records), "dropped": {}}
-    seen = read_seen_prompts([sft])
-    fresh = [record for record in records if prompt_hash(record) not in seen]
-    encoded = encode_prompts(load_tokenizer(sft), [record.prompt for record in fresh])
-    kept = [(record, row) for record, row in zip(fresh, encoded, strict=True) if len(row) <= config.max_prompt_length]
-    dropped = {"trained on": len(records) - len(fresh), "too long": len(fresh) - len(kept)}
+    unseen = unseen_prompts(records, [sft], load_tokenizer(sft), config.max_prompt_length)
+    dropped = {"trained on": unseen.trained_on, "too long": unseen.too_long}
     account["dropped"] |= {reason: count for reason, count in dropped.items() if count}
-    kept = kept[: config.n_prompts]
-    if len(kept) < 2:
+    if len(unseen.prompts) < 2:
         raise ConfigError(
-            f"select: {len(kept)} of {len(records)} prompts are left to choose by ({dropped['trained on']} were "
-            f"trained on, {dropped['too long']} are longer than {config.max_prompt_length} tokens); raise "
+            f"select: {len(unseen.prompts)} of {len(records)} prompts are left to choose by ({unseen.trained_on} were "
+            f"trained on, {unseen.too_long} are longer than {config.max_prompt_length} tokens); raise "
             "sft.held_out, or name select.prompts"
         )
-    return [record for record, _ in kept], [row for _, row in kept], {"prompts": {**account, "used": len(kept)}}
+    used = unseen.first(config.n_prompts)
+    return used, {"prompts": {**account, "used": len(used.prompts)}}
 
 
-@torch.no_grad()
 def answer(
-    directory: Path,
-    rewards: Sequence[Part],
-    prompts: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
-    config: SelectConfig,
-    seed: int,
-    device: torch.device,
-) -> Answered:
+    directory: Path, rewards: Sequence[Part], asked: Unseen, config: SelectConfig, seed: int, device: torch.device
+) -> Answers:
     """Sample one answer to each prompt and score it; every candidate samples from the same seed."""
-    model, tokenizer = load_language_model(directory, device)
-    model.eval()
-    rng = torch.Generator(device).manual_seed(seed)
-    found = []
-    size = config.sampling.batch_size
-    for start in range(0, len(ids), size):
-        rollout = collect_rollout(
-            model,
-            ids[start : start + size],
-            max_new_tokens=config.sampling.max_new_tokens,
-            temperature=config.sampling.temperature,
-            batch_size=size,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
-            rng=rng,
-        )
-        texts = decode_responses(tokenizer, rollout.responses, rollout.lengths)
-        scores = score_rollout(rewards, prompts[start : start + size], texts, rollout)
-        found.append(Answered(scores.judged.cpu(), rollout.lengths.cpu(), rollout.ended.cpu()))
-    return Answered(*(torch.cat(part) for part in zip(*found, strict=True)))
+    candidate = load_language_model(directory, device)
+    found = [
+        Answers(batch.scores.judged.cpu(), batch.rollout.lengths.cpu(), batch.rollout.ended.cpu())
+        for batch in scored_answers(candidate, rewards, asked.prompts, asked.ids, config.sampling, seed)
+    ]
+    return Answers(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
-def describe(step: int, answers: Answered, last: Answered) -> dict[str, float]:
+def describe(step: int, answers: Answers, last: Answers) -> dict[str, float]:
     """A row of the table. `over_last` is the mean difference to the last checkpoint on the same prompts, with its
     standard error."""
     difference = answers.scores - last.scores

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
-from policy.packing import Places, pack_lengths
+from policy.packing import one_a_row, pack_lengths
 from stages.trainer import SortedWithinBatches
 
 IGNORED = -100  # the label of a token that is read but not learned
@@ -30,8 +30,7 @@ class PackingCollator:
 
     def __call__(self, demonstrations: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(row["input_ids"]) for row in demonstrations]
-        n = len(lengths)
-        places = pack_lengths(lengths) if self.packed else Places(list(range(n)), [0] * n, n, max(lengths))
+        places = (pack_lengths if self.packed else one_a_row)(lengths)
         ids = torch.full((places.n_rows, places.width), self.pad_id)
         labels, positions = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
         is_text = torch.zeros_like(ids, dtype=torch.bool)
@@ -42,8 +41,8 @@ class PackingCollator:
             labels[at, begin] = IGNORED
             positions[at, here] = torch.arange(length)
             is_text[at, here] = row.get("is_text", False)
-        if places.n_rows == n:  # plain causal attention will do: no token of a text sees the padding behind it
-            positions = torch.arange(places.width).expand(n, -1)
+        if places.n_rows == len(lengths):  # plain causal attention: no token of a text sees the padding behind it
+            positions = torch.arange(places.width).expand(places.n_rows, -1)
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "n_tokens": torch.tensor(sum(lengths))}
         return batch | ({"is_text": is_text} if "is_text" in demonstrations[0] else {})
 

@@ -161,4 +161,4 @@ def job(directory: Path, parents: Mapping[str, Path] | None = None, seed: int = 
     """What the runner would give a stage."""
     from stages.job import Job
 
-    return Job(directory, parents or {}, ListTracker(), seed)  # type: ignore[arg-type]
+    return Job(directory, parents or {}, ListTracker(), seed)

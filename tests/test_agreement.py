@@ -17,7 +17,7 @@ def units(*observers: str) -> list[list[int]]:
 
 @pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
 def test_alpha_of_krippendorff_s_own_example(level: str, alpha: float) -> None:
-    found = krippendorff_alpha(units(*OBSERVERS), level)  # type: ignore[arg-type]
+    found = krippendorff_alpha(units(*OBSERVERS), level)
     assert found == pytest.approx(alpha, abs=5e-4)
 
 

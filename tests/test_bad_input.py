@@ -24,7 +24,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def complaint(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def complaint(capsys: pytest.CaptureFixture[str]):
     """Runs a command that must fail, and returns its one line."""
 
     def failing(root: Path, *words: str) -> str:

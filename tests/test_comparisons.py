@@ -48,9 +48,9 @@ def test_without_a_preference_there_is_no_comparison_but_a_reason(answers: list[
 
 def test_label_noise_turns_round_the_stated_share_of_pairs() -> None:
     n = 4000
-    flipped = sum(ranks(["0.1", "0.9"], noise=0.2, seed=seed).ranks == (1, 2) for seed in range(n))  # type: ignore[union-attr]
+    flipped = sum(ranks(["0.1", "0.9"], noise=0.2, seed=seed).ranks == (1, 2) for seed in range(n))
     assert flipped / n == pytest.approx(0.2, abs=5 * (0.2 * 0.8 / n) ** 0.5)
-    assert all(ranks(["0.1", "0.9"], seed=seed).ranks == (2, 1) for seed in range(20))  # type: ignore[union-attr]
+    assert all(ranks(["0.1", "0.9"], seed=seed).ranks == (2, 1) for seed in range(20))
 
 
 def test_collected_comparisons_are_ranked_by_the_judge_and_held_out_prompts_are_apart(chain: Chain) -> None:

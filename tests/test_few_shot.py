@@ -201,7 +201,7 @@ def test_a_rationale_that_is_no_text_names_its_row(rationale: Any) -> None:
     [
         (lambda: FewShot(k=0), "few_shot.k must be at least 1, found 0"),
         (lambda: FewShot(share=0), "few_shot.share must be above 0 and up to 1, found 0"),
-        (lambda: FewShot(pattern="t0"), "few_shot.pattern must be flan or instruction, found 't0'"),  # type: ignore[arg-type]
+        (lambda: FewShot(pattern="t0"), "few_shot.pattern must be flan or instruction, found 't0'"),
         (lambda: ChainOfThought(share=2), "chain_of_thought.share must be above 0"),
         (lambda: ChainOfThought(answer="{answer}"), r"chain_of_thought.answer must hold \{rationale\} and \{answer\}"),
         (lambda: ChainOfThought(prompt="{prompt"), r"chain_of_thought.prompt must hold \{prompt\}"),

@@ -243,7 +243,7 @@ def flat(node: dict[str, Any], parent: str | None = None) -> list[dict[str, Any]
 
 
 def test_a_table_of_messages_in_any_order_gives_the_threads_of_its_trees(tmp_path: Path) -> None:
-    rows = flat(TREE["prompt"])  # type: ignore[arg-type]
+    rows = flat(TREE["prompt"])
     other = (
         {"message_id": "q", "role": "prompter", "text": "Why?"},
         {"message_id": "a", "parent_id": "q", "role": "assistant", "text": "So."},
@@ -260,7 +260,7 @@ def test_a_table_of_messages_in_any_order_gives_the_threads_of_its_trees(tmp_pat
 
 
 def test_a_message_without_its_parent_is_a_bad_row(tmp_path: Path) -> None:
-    rows = [*flat(TREE["prompt"]), {"message_id": "x", "parent_id": "gone", "role": "assistant", "text": "Oh."}]  # type: ignore[arg-type]
+    rows = [*flat(TREE["prompt"]), {"message_id": "x", "parent_id": "gone", "role": "assistant", "text": "Oh."}]
     path = write(tmp_path / "flat.jsonl", rows)
     with pytest.raises(
         DataError, match=rf"flat.jsonl:{len(rows)}: the message it replies to is not there, found .*gone"
@@ -325,7 +325,7 @@ def test_an_odd_value_is_named_with_row_and_field(case: str, tmp_path: Path) -> 
 
 
 def test_a_bad_instance_costs_no_other(tmp_path: Path) -> None:
-    task = TASK | {"Instances": [{"input": "a", "output": ""}, *TASK["Instances"]]}  # type: ignore[misc]
+    task = TASK | {"Instances": [{"input": "a", "output": ""}, *TASK["Instances"]]}
     records = load(Source(write(tmp_path / "task.jsonl", [task]), on_bad_row="drop"), Demonstration)
     assert (len(records), records.dropped) == (2, {"'Instances.output' is empty": 1})
 

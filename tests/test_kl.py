@@ -30,7 +30,7 @@ def test_rewards_of_a_response_sum_to_score_minus_penalty() -> None:
 
 @pytest.mark.parametrize("position, columns", [("last_token", [2, 1]), ("one_past", [2, 2])])
 def test_without_penalty_the_score_is_the_only_reward(position: str, columns: list[int]) -> None:
-    rewards = token_rewards(SCORES, LOGPROBS, REF, MASK, 0.0, score_position=position).rewards  # type: ignore[arg-type]
+    rewards = token_rewards(SCORES, LOGPROBS, REF, MASK, 0.0, score_position=position).rewards
     wanted = torch.zeros(2, 3)
     wanted[[0, 1], columns] = SCORES
     assert torch.equal(rewards, wanted)
@@ -44,7 +44,7 @@ def test_garbage_after_the_end_costs_nothing() -> None:
 
 def test_an_unknown_estimator_is_refused() -> None:
     with pytest.raises(ValueError, match="no KL estimator 'k4'; choose k1, k2 or k3"):
-        kl_estimate(LOGPROBS, REF, "k4")  # type: ignore[arg-type]
+        kl_estimate(LOGPROBS, REF, "k4")
 
 
 def test_an_unfinished_response_gets_the_penalty_whatever_it_scored() -> None:

@@ -49,7 +49,7 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(as_module: bool) -> None:
     class Largest(TorchDispatchMode):  # sees the result of every operation of both passes
         size = 0
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             tensors = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
             self.size = max([self.size, *(t.numel() for t in tensors)])

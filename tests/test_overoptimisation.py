@@ -48,7 +48,7 @@ def test_one_sample_is_the_policy_itself_and_none_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form, optimum", [(best_of_n_form, best_of_n_optimum), (rl_form, rl_optimum)])
-def test_the_optimum_lies_on_the_curve_and_above_its_neighbours(form, optimum) -> None:  # type: ignore[no-untyped-def]
+def test_the_optimum_lies_on_the_curve_and_above_its_neighbours(form, optimum) -> None:
     best = optimum(0.5, 0.15)
     around = form(np.array([0.0, 0.99, 1.0, 1.01]) * best.distance, 0.5, 0.15)
     assert around[0] == 0

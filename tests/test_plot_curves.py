@@ -30,7 +30,7 @@ def test_a_picture_has_a_panel_for_each_metric_and_a_line_for_each_run(tmp_path:
     for text in ("with KL", "without KL", "PPO iteration", *(word for panel in PANELS.values() for word in panel)):
         assert f">{text}</text>" in svg
     assert len(re.findall(r'aria-roledescription="line mark"', svg)) == 2 * len(PANELS)
-    assert 800 <= float(re.search(r'<svg[^>]* width="([\d.]+)"', svg)[1]) <= 900  # type: ignore[index]
+    assert 800 <= float(re.search(r'<svg[^>]* width="([\d.]+)"', svg)[1]) <= 900
 
 
 def test_a_png_can_be_had_as_well(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class CountingSgd(torch.optim.SGD):
         super().__init__(model.parameters(), lr=lr)
         self.steps = 0
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         self.steps += 1
         super().step(closure)
 
@@ -251,7 +251,7 @@ def test_the_pretraining_gradient_is_added_to_that_of_ppo(chain: Chain) -> None:
     plain = roles_of(chain).policy
     logits = plain(input_ids=rows).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()])
     torch.testing.assert_close(with_text.after[0] - without.after[0], -0.5 * gradient, atol=1e-5, rtol=1e-3)
     assert torch.equal(with_text.after[1], without.after[1])  # the value model reads no pretraining text

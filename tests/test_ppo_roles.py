@@ -46,14 +46,14 @@ def adapted(chain: Chain, answers: Rollout) -> Roles:
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
         for _ in range(3):
             optimizer.zero_grad()
-            loss().backward()  # type: ignore[no-untyped-call]
+            loss().backward()
             optimizer.step()
     return roles
 
 
 @torch.no_grad()
 def logprobs(model: torch.nn.Module, answers: Rollout) -> Tensor:
-    return response_logprobs(model, answers, 1.0).logprobs  # type: ignore[arg-type]
+    return response_logprobs(model, answers, 1.0).logprobs
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["whole", "adapters"])

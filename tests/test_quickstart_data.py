@@ -30,7 +30,7 @@ TRAINING = [pattern(wording) for wordings in WORDINGS.values() for wording in wo
 
 
 @pytest.mark.parametrize("make", [demonstrations, prompts, documents])
-def test_records_are_the_same_for_the_same_seed_and_others_for_another(make) -> None:  # type: ignore[no-untyped-def]
+def test_records_are_the_same_for_the_same_seed_and_others_for_another(make) -> None:
     first, again, other = (list(make("train", 30, seed)) for seed in (1, 1, 2))
     assert first == again != other
     assert list(make("train", 10, 1)) == first[:10]
@@ -40,7 +40,7 @@ def test_records_are_the_same_for_the_same_seed_and_others_for_another(make) -> 
 
 def test_training_instructions_use_every_training_wording_and_no_held_out_one() -> None:
     records = [*demonstrations("train", N, 0), *prompts("train", N, 0)]
-    texts = [getattr(record, "messages", None) or record.prompt for record in records]  # type: ignore[union-attr]
+    texts = [getattr(record, "messages", None) or record.prompt for record in records]
     instructions = [messages[0].content for messages in texts]
     assert not [text for text in instructions if any(held_out.fullmatch(text) for held_out in HELD_OUT)]
     assert all(any(wording.fullmatch(text) for text in instructions) for wording in TRAINING)

@@ -191,7 +191,7 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
 def test_a_recipe_cannot_be_changed_after_it_is_built(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     with pytest.raises(AttributeError):
-        loaded.ppo.kl_coef = 1.0  # type: ignore[misc]
+        loaded.ppo.kl_coef = 1.0
 
 
 def test_numbers_in_exponent_form_without_a_point_are_numbers(recipe: Path) -> None:

@@ -20,7 +20,7 @@ def three_prompts() -> dict[str, object]:
 
 
 def test_every_pair_with_a_preference_is_there_once_with_its_lengths_and_ranks() -> None:
-    pairs = scored_pairs(**three_prompts())  # type: ignore[arg-type]
+    pairs = scored_pairs(**three_prompts())
     assert pairs.difference.tolist() == [2.0, 1.0, -1.0, 1.0, 1.0, 0.0]
     assert pairs.longer.tolist() == [1.0, 0.0, 0.0, 0.5, 0.5, 1.0]
     assert pairs.rank_distance.tolist() == [1, 2, 1, 1, 1, 1]
@@ -28,7 +28,7 @@ def test_every_pair_with_a_preference_is_there_once_with_its_lengths_and_ranks()
 
 
 def test_accuracy_counts_equal_scores_as_wrong_and_equal_lengths_as_half() -> None:
-    judged = judge_scores(scored_pairs(**three_prompts()))  # type: ignore[arg-type]
+    judged = judge_scores(scored_pairs(**three_prompts()))
     assert judged["pair_accuracy"] == 4 / 6
     assert (judged["n"], judged["n_prompts"], judged["equal_scores"]) == (6, 3, 1)
     assert judged["longer_wins_accuracy"] == pytest.approx(3 / 6)
@@ -99,7 +99,7 @@ def test_the_gain_over_a_baseline_is_measured_on_the_same_pairs() -> None:
 
 
 def test_a_table_has_a_row_for_each_label_and_none_for_pairs_without_one() -> None:
-    pairs = scored_pairs(**three_prompts())  # type: ignore[arg-type]
+    pairs = scored_pairs(**three_prompts())
     rows = table(pairs, ["x", "x", "y", None, "y", "y"])
     assert [(row["name"], row["n"], row["rate"]) for row in rows] == [("x", 2, 1.0), ("y", 3, 1 / 3)]
 
@@ -107,7 +107,7 @@ def test_a_table_has_a_row_for_each_label_and_none_for_pairs_without_one() -> No
 def test_many_margins_are_told_in_quarters_and_few_one_by_one() -> None:
     assert quarters([0.5, None, 2.0]) == [(0.5, 0.5), None, (2.0, 2.0)]
     told = quarters([float(i) for i in range(1, 102)])
-    assert sorted(set(told)) == [(1, 26), (26, 51), (51, 76), (76, 101)]  # type: ignore[type-var]
+    assert sorted(set(told)) == [(1, 26), (26, 51), (51, 76), (76, 101)]
     assert told[0] == (1, 26) and told[100] == (76, 101) and told.count((26, 51)) == 25
 
 

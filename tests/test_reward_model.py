@@ -68,7 +68,7 @@ def test_parts_of_unequal_k_give_the_gradient_of_the_whole_batch(
     losses: list[float] = []
 
     class Watching(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:
             gradients.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
 
     def watched(parameters: Any, config: OptimizerConfig, steps: int) -> Any:
@@ -101,7 +101,7 @@ def test_parts_of_unequal_k_give_the_gradient_of_the_whole_batch(
         scores = [model(input_ids=torch.tensor([prompt + answer])).logits[0, 0] for answer in answers]
         pairs = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if record.ranks[i] < record.ranks[j]]
         loss = loss - sum(logsigmoid(scores[i] - scores[j]) for i, j in pairs) / len(pairs) / len(UNEQUAL)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     (gradient,) = gradients
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4)

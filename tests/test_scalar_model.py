@@ -147,4 +147,4 @@ def test_values_have_filler_zero_and_follow_the_normalisation(scorer: Any, norma
 
 def test_an_architecture_without_a_known_head_is_refused() -> None:
     with pytest.raises(ModelError, match="Linear has no head named 'score' or 'classifier'"):
-        scalar_head(torch.nn.Linear(2, 1))  # type: ignore[arg-type]
+        scalar_head(torch.nn.Linear(2, 1))

@@ -17,6 +17,6 @@ def test_linear_reaches_zero_and_does_not_go_below() -> None:
 
 
 @pytest.mark.parametrize("schedule", [cosine_to_fraction, linear_to_zero])
-def test_a_schedule_over_no_steps_is_refused(schedule) -> None:  # type: ignore[no-untyped-def]
+def test_a_schedule_over_no_steps_is_refused(schedule) -> None:
     with pytest.raises(ValueError, match="total=0 must be above 0"):
         schedule(0, 0)

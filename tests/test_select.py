@@ -150,4 +150,4 @@ def test_a_checkpoint_without_candidates_is_refused_with_the_cure(chain: Chain, 
         select.run(SelectConfig(device="cpu"), job(tmp_path, parents))
     with pytest.raises(ConfigError, match=r"[01] of \d+ prompts are left to choose by"):
         config = SelectConfig(prompts=load_recipe(chain.path).ppo.prompts, max_prompt_length=1)
-        select.unseen_prompts(config, job(tmp_path, parents))
+        select.choosing_prompts(config, job(tmp_path, parents))

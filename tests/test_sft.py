@@ -130,7 +130,7 @@ def gradient_of_one_step(chain: Chain, folder: Path, patch: pytest.MonkeyPatch, 
     gradients: list[torch.Tensor] = []
 
     class Watching(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:
             gradients.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
 
     def watched(parameters: Any, *_: Any) -> Any:

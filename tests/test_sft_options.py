@@ -45,7 +45,7 @@ def test_of_several_turns_every_answer_is_learned_and_no_prompt_packed_or_not(ch
     """By the words themselves: what is learned of a batch is each answer and its end, once per turn, and no more."""
     tokenizer = load_tokenizer(chain.checkpoint("sft"))
     records = [dialogue("a", TURNS), dialogue("b", TURNS[:1]), dialogue("c", TURNS[1:])]
-    rows, dropped = encode_records(records, tokenizer, 64)  # type: ignore[arg-type]
+    rows, dropped = encode_records(records, tokenizer, 64)
     batch = PackingCollator(tokenizer.pad_token_id, packed)([rows[i] for i in range(3)])
     assert dropped == 0 and len(batch["input_ids"]) == (2 if packed else 3)
     learned = batch["labels"] != IGNORED

@@ -42,7 +42,7 @@ def test_on_a_cpu_nothing_is_cast_to_bfloat16(tmp_path: Path) -> None:
 
 def test_the_trainer_s_log_becomes_our_record_under_the_stage_s_name(tmp_path: Path) -> None:
     tracker = ListTracker()
-    callback = RecordCallback(tracker, "sft")  # type: ignore[arg-type]
+    callback = RecordCallback(tracker, "sft")
     state = TrainerState(global_step=7)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     logs = {"loss": 1.5, "learning_rate": 0.1, "epoch": 0.2, "train_runtime": 9.0}

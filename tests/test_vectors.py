@@ -233,7 +233,7 @@ def check_kwise_loss(x: Any, want: Any) -> None:
     assert sorted(ranked_pairs(x["rank"])) == sorted((w, lo) for w, lo, _ in want["pairs_winner_loser_loss"])
     for denominator, name in [("kept", "mean_over_kept_pairs"), ("k_choose_2", "divided_by_K_choose_2")]:
         rewards = real(x["rewards"]).requires_grad_()
-        pairs = pair_index([x["rank"]], denominator)  # type: ignore[arg-type]
+        pairs = pair_index([x["rank"]], denominator)
         loss = kwise_ranking_loss(rewards, pairs)
         loss.backward()
         same(loss.detach(), want[f"loss_{name}"])
@@ -281,7 +281,7 @@ def test_reward_normalisation(x: Any, want: Any) -> None:
 def test_kl_estimators_and_their_expectations(x: Any, want: Any) -> None:
     p, q = real(x["p"]), real(x["q"])
     for kind in ("k1", "k2", "k3"):
-        got = kl_estimate(p.log(), q.log(), kind)  # type: ignore[arg-type]
+        got = kl_estimate(p.log(), q.log(), kind)
         same(got, want[kind])
         same((p * got).sum(), want[f"E_{kind}"])
 
@@ -289,7 +289,7 @@ def test_kl_estimators_and_their_expectations(x: Any, want: Any) -> None:
 @vector("kl_estimators_tokens")
 def test_kl_estimators_of_tokens(x: Any, want: Any) -> None:
     for kind in ("k1", "k2", "k3"):
-        same(kl_estimate(real(x["logprobs"]), real(x["ref_logprobs"]), kind), want[kind])  # type: ignore[arg-type]
+        same(kl_estimate(real(x["logprobs"]), real(x["ref_logprobs"]), kind), want[kind])
     same(kl_estimate(real(x["logprobs"]), real(x["ref_logprobs"]), "k3").sum(), want["sum_k3"])
 
 
