@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from policy.rollout import Rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import response_scores, scalar_head
+from reward.scoring import score_responses
 from reward.sources import Scored
 
 FOLDER, INDEX = "ensemble", "ensemble.json"
@@ -91,6 +92,24 @@ def member_scores(model: PreTrainedModel, members: Sequence[Member], rollout: Ro
         with acting_as(model, member):
             scores.append(member.normalisation(response_scores(model, rollout, normalised=False)))
     return torch.stack(scores)
+
+
+def ensemble_scores(
+    model: PreTrainedModel,
+    members: Sequence[Member],
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad_id: int,
+    *,
+    batch_size: int = 32,
+) -> Tensor:
+    """(n,) float32 normalised scores on the CPU, the mean over the model and the ensemble's further members."""
+    scores = [score_responses(model, prompts, responses, pad_id, batch_size=batch_size)]
+    for member in members:
+        with acting_as(model, member):
+            raw = score_responses(model, prompts, responses, pad_id, batch_size=batch_size, normalised=False)
+        scores.append(member.normalisation(raw))
+    return torch.stack(scores).mean(0)
 
 
 def combine(scores: Tensor, how: Literal["mean", "minimum", "penalised"], disagreement_coef: float = 1.0) -> Scored:

@@ -13,9 +13,9 @@ from checkpoint_store import CheckpointStore, Manifest, StoreError
 from data_schema import Message
 from policy.encoding import encode_answers
 from policy.language_model import check_special_tokens, choose_device, load_tokenizer
+from reward.ensemble import Member, ensemble_scores, read_members
 from reward.invariance import check_scores_are_independent
 from reward.scalar_model import load_scalar_model
-from reward.scoring import score_responses
 from stages.errors import ConfigError
 from stages.plan import model_fingerprint
 
@@ -28,6 +28,7 @@ class Scorer(NamedTuple):
     fingerprint: str  # its key in the store, or a digest of its files
     manifest: Manifest | None  # None for a directory that is no checkpoint of the store
     model: PreTrainedModel
+    members: Sequence[Member]  # further ones of an ensemble, whose mean is the score; empty for one reward model
     tokenizer: PreTrainedTokenizerBase
     max_length: int  # tokens of prompt and answer that the model has positions for
 
@@ -55,6 +56,7 @@ def open_scorer(named: str, root: Path, device: str = "auto") -> Scorer:
         manifest.key if manifest else model_fingerprint(str(directory)),
         manifest,
         model,
+        read_members(directory, model),
         tokenizer,
         getattr(model.config, "max_position_embeddings", None) or 2**31,
     )
@@ -77,8 +79,9 @@ def score_answers(scorer: Scorer, asked: Sequence[Asked], batch_size: int = 32) 
     encoded = [_encode(scorer, prompt, answers) for prompt, answers in asked]
     kept = [row for row in encoded if not isinstance(row, str)]
     scores = iter(
-        score_responses(
+        ensemble_scores(
             scorer.model,
+            scorer.members,
             [prompt for prompt, answers in kept for _ in answers],
             [answer for _, answers in kept for answer in answers],
             scorer.tokenizer.pad_token_id,

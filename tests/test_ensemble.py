@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from data_schema import Comparison, Message, write_records
 from data_schema.sources import Source
+from policy.encoding import encode_answers
 from policy.language_model import add_lora, load_tokenizer, save_checkpoint
 from policy.rollout import Rollout
 from reward.ensemble import acting_as, combine, member_scores, read_members, relative_to
@@ -32,6 +33,7 @@ from stages.ranking_trainer import Ranking, RankingCollator, merge_labelers
 from stages.recipe import load_recipe
 from stages.reward_ensemble import trained_member
 from stages.reward_settings import LabelConfig, RewardPart
+from stages.scorer import Scored, open_scorer, score_answers
 from stages.settings import LoraConfig, OptimizerConfig
 
 CPU = torch.device("cpu")
@@ -137,6 +139,18 @@ def test_a_member_is_what_peft_makes_of_its_files(ensemble: Trained, answers: Ro
     assert (scores[0] - scores[1]).abs().max() > 1e-3 and (scores[1] - scores[2]).abs().max() > 1e-3
     # Outside, the model is the first member again.
     torch.testing.assert_close(response_scores(model, answers).detach(), scores[0], rtol=0, atol=0)
+
+
+def test_scoring_and_judging_see_the_mean_of_all_members(ensemble: Trained, tmp_path: Path) -> None:
+    scorer = open_scorer(str(ensemble.directory), tmp_path, "cpu")
+    prompt = (Message("user", "repeat these words : fox owl"),)
+    found = score_answers(scorer, [(prompt, ["fox owl .", "bear"])])[0]
+    assert isinstance(found, Scored)
+    ids, answer_ids = encode_answers(scorer.tokenizer, prompt, ["fox owl .", "bear"])
+    answers = as_rollout([ids, ids], answer_ids, scorer.tokenizer.pad_token_id, CPU)
+    apart = member_scores(scorer.model, read_members(ensemble.directory, scorer.model), answers)
+    assert found.scores == pytest.approx(apart.mean(0).tolist(), abs=1e-5)
+    assert (apart.mean(0) - apart[0]).abs().max() > 1e-3
 
 
 def test_every_member_is_on_the_first_one_s_scale_and_judged(ensemble: Trained) -> None:

@@ -128,10 +128,10 @@ def test_an_empty_answer_is_wrong() -> None:
 
 
 @EACH_KIND
-def test_each_kind_has_four_training_wordings_and_two_of_its_own_held_out(kind: str) -> None:
+def test_each_kind_has_six_training_wordings_and_two_of_its_own_held_out(kind: str) -> None:
     training, held_out = WORDINGS[kind][:N_TRAINING_WORDINGS], WORDINGS[kind][N_TRAINING_WORDINGS:]
-    assert (len(training), len(held_out)) == (4, 2)
-    assert len({*training, *held_out}) == 6
+    assert (len(training), len(held_out)) == (6, 2)
+    assert len({*training, *held_out}) == 8
     others = {wording for other in KINDS if other != kind for wording in WORDINGS[other]}
     assert not others & {*training, *held_out}  # else one wording would have two right answers
 
