@@ -50,12 +50,14 @@ def test_every_function_a_recipe_names_is_there(path: Path) -> None:
                     assert callable(python_function(location))
 
 
-def test_the_quickstart_without_kl_differs_in_its_name_and_the_kl_coefficient_alone() -> None:
+def test_the_quickstart_without_kl_has_fewer_comparisons_more_iterations_and_no_penalty() -> None:
     with_kl, without = (
         plain(load_recipe(ROOT / "recipes" / f"{name}.yaml")) for name in ("quickstart", "quickstart_no_kl")
     )
-    assert differing_keys(with_kl, without) == {"name", "ppo.kl_coef"}
+    assert differing_keys(with_kl, without) == {"name", "comparisons.prompts", "ppo.iterations", "ppo.kl_coef"}
     assert without["ppo"]["kl_coef"] == 0 < with_kl["ppo"]["kl_coef"]
+    assert without["ppo"]["iterations"] > with_kl["ppo"]["iterations"]
+    assert without["comparisons"]["prompts"][0]["limit"] < with_kl["comparisons"]["prompts"][0]["limit"]
 
 
 def test_the_quickstart_never_trains_on_the_judge_or_on_test_prompts() -> None:
