@@ -31,7 +31,6 @@ from policy.rollout import Rollout, response_logprobs
 from reward.scalar_model import response_values
 from reward.sources import RolloutScores, score_rollout
 from stages.answering import sample_answers
-from stages.configs import PpoConfig
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
 from stages.optimizer import make_optimizer
@@ -39,6 +38,7 @@ from stages.ppo_metrics import TABLES, describe, judge_answers, sample_table
 from stages.ppo_prompts import load_prompts, prompt_batches
 from stages.ppo_rewards import load_ppo_rewards, model_for_values
 from stages.ppo_roles import Roles, load_roles
+from stages.ppo_settings import PpoConfig
 
 
 class Experience(NamedTuple):

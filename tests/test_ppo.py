@@ -20,10 +20,10 @@ from policy.rollout import Rollout, collect_rollout
 from reward.scoring import score_responses
 from reward.sources import score_rollout
 from stages import ppo
-from stages.configs import PpoConfig
 from stages.ppo import Experience, describe, evaluate_rollout, prompt_batches, update
 from stages.ppo_rewards import load_ppo_rewards
 from stages.ppo_roles import Roles, load_roles
+from stages.ppo_settings import PpoConfig
 from stages.recipe import load_recipe
 from stages.settings import OptimizerConfig
 
