@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data_schema.sources import Source
 from stages.errors import ConfigError
@@ -29,6 +30,9 @@ class PpoConfig:
 
     section = "ppo"
     prompts: list[Source]
+    preset: Literal["instructgpt", "tldr"] | None = None
+    """Fill in the settings of a published run where the recipe says nothing (docs/ppo.md). Acts where a recipe is read,
+    not on a config made in Python."""
     sft: str | None = None
     """Policy to start from and reference of the KL; null: this pipeline's SFT model."""
     reward_model: str | None = None
@@ -53,23 +57,37 @@ class PpoConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     kl_coef: float = 0.02
     """Weight of the per-token KL penalty in the reward."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """What that penalty charges for a token (docs/ppo.md); k1 is the log-ratio."""
     kl_target: float | None = None
     """Adapt kl_coef towards this KL per episode, in nats (lm-human-preferences); null: fixed."""
     kl_horizon: int = 10_000
     """Episodes over which the adaptive coefficient moves."""
     score_without_eos: float = -1.0
     """The score of an answer that never ended."""
+    score_clip: float | None = None
+    """Hold the rewards' normalised sum within this distance of 0, before penalties; null: no limit."""
     whiten_rewards: bool = False
     gamma: float = 1.0
     gae_lambda: float = 0.95
     clip_range: float = 0.2
     value_clip_range: float | None = 0.2
+    entropy_coef: float = 0.0
+    """Weight of a bonus for the policy's entropy per token (InstructGPT has none)."""
+    target_approx_kl: float | None = None
+    """Leave out the rest of an iteration's minibatches at the first that is further than this from the policy that
+    sampled (k3, nats per token); null: never."""
+    value_warmup: int = 0
+    """For so many iterations the value model learns alone, the policy stays; then its own warm-up begins."""
     ema_decay: float | None = None
     """Publish a moving average of the policy's weights (InstructGPT: 0.992); null: the last weights."""
     pretraining_data: list[Source] = field(default_factory=list)
     """Plain text for PPO-ptx; empty: none."""
     pretraining_coef: float = 0.0
     """Weight of the pretraining loss (InstructGPT: 27.8)."""
+    pretraining_gradient_ratio: float | None = None
+    """In place of that weight, which then is not read: so large that the text's gradient has this many times the norm
+    of PPO's; null: the fixed weight."""
     pretraining_rows: int = 16
     """Rows of pretraining text per minibatch."""
     pretraining_length: int = 128
@@ -96,6 +114,11 @@ class PpoConfig:
         check_bounds(self, gae_lambda=SHARE, clip_range=POSITIVE, value_clip_range=POSITIVE)
         check_bounds(
             self,
+            score_clip=POSITIVE,
+            entropy_coef=NOT_NEGATIVE,
+            target_approx_kl=POSITIVE,
+            value_warmup=NOT_NEGATIVE,
+            pretraining_gradient_ratio=POSITIVE,
             ema_decay=SHARE,
             pretraining_coef=NOT_NEGATIVE,
             pretraining_rows=COUNT,
@@ -106,6 +129,20 @@ class PpoConfig:
                 f"ppo.rollout_batch is {self.rollout_batch}; "
                 f"it must be a multiple of ppo.minibatches ({self.minibatches})"
             )
+        if self.value_warmup >= self.iterations:
+            raise ConfigError(
+                f"ppo.value_warmup is {self.value_warmup} of {self.iterations} iterations, so the policy would never "
+                "learn; lower it"
+            )
         check_ppo_rewards(self.rewards, self.reward_model)
-        if self.pretraining_coef > 0 and not self.pretraining_data:
-            raise ConfigError("ppo.pretraining_coef is set, so ppo.pretraining_data must name plain text")
+        if self.mixes_text and not self.pretraining_data:
+            name, off = ("coef", 0) if self.pretraining_gradient_ratio is None else ("gradient_ratio", "null")
+            raise ConfigError(
+                f"ppo.pretraining_{name} is set, so ppo.pretraining_data must name plain text; name some, or set "
+                f"ppo.pretraining_{name} to {off}"
+            )
+
+    @property
+    def mixes_text(self) -> bool:
+        """Whether this is PPO-ptx."""
+        return self.pretraining_coef > 0 or self.pretraining_gradient_ratio is not None
