@@ -274,7 +274,7 @@ def run(chain: Chain, folder: Path, **changes: Any) -> tuple[Tensor, list[dict[s
     from transformers import AutoModelForCausalLM
 
     given = job(folder, {role: chain.checkpoint(role) for role in ("sft", "reward_model")})
-    result = ppo.run(config_of(chain, pretraining_coef=0.0, monitor=None, **changes), given)
+    result = ppo.run(config_of(chain, **{"pretraining_coef": 0.0, "monitor": None, **changes}), given)
     return weights(AutoModelForCausalLM.from_pretrained(folder / "output")), given.tracker.records, result
 
 
