@@ -212,8 +212,8 @@ def update(
             if not measured:
                 check_first_minibatch(step)
             # Measured before this minibatch's own step, so it is how far the earlier ones went.
-            limit = config.target_approx_kl
-            if measured and limit is not None and step["policy/approx_kl_k3"] > limit:
+            target = config.target_approx_kl
+            if measured and target is not None and step["policy/approx_kl_k3"] > target:
                 policy_optimizer.zero_grad()
                 value_optimizer.zero_grad()
                 return means_of(measured)
