@@ -82,9 +82,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import ModelReward, Part, Scored, score_rollout
-    from stages.configs import PpoConfig
     from stages.optimizer import make_optimizer
     from stages.ppo import evaluate_rollout, update
+    from stages.ppo_settings import PpoConfig
     from stages.settings import OptimizerConfig, SamplingConfig
 
     torch.set_num_threads(options.threads)

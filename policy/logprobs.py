@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 class TokenLogprobs(NamedTuple):
     logprobs: Tensor  # (n,) log-probability of each label, in nats
-    entropy: Tensor  # (n,) entropy of the whole distribution at that position, in nats; a measurement without gradient
+    entropy: Tensor  # (n,) entropy of the whole distribution at that position, in nats; without gradient unless asked
 
 
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
@@ -34,38 +34,56 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return torch.special.entr(_scaled(logits, temperature).softmax(-1)).sum(-1)
 
 
+def differentiable_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """As `entropy`, with its gradient: d H / d logit = -p (log p + H) / temperature."""
+    logprobs = _scaled(logits, temperature).log_softmax(-1)
+    # entr's derivative is infinite at p = 0, where a forbidden token adds nothing.
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
+
+
 def token_logprobs_from_hidden(
     hidden: Tensor,
     lm_head: Tensor | Callable[[Tensor], Tensor],
     labels: Tensor,
     temperature: float = 1.0,
     chunk: int = 1024,
+    entropy_gradient: bool = False,
 ) -> TokenLogprobs:
     """As `token_logprobs` of `lm_head(hidden)`, never holding more than `chunk` rows of logits, backward included.
 
     hidden (n, d), of response positions only; labels (n,). Each chunk's logits are computed again in the backward pass;
     values and gradients are those of the plain way. lm_head: a (vocab, d) weight, or a callable where the head is more
-    than a weight (bias, adapter, shards), which takes up to half as long again.
+    than a weight (bias, adapter, shards), which takes up to half as long again. `entropy_gradient`: the entropy carries
+    one too, which an entropy bonus needs.
     """
     if isinstance(lm_head, Tensor):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             # Autocast is on in the forward pass only; one type for both passes makes the second equal to the first.
             hidden, lm_head = (t.to(torch.get_autocast_dtype(device)) for t in (hidden, lm_head))
-        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, lm_head, labels, temperature, chunk))
+        return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, lm_head, labels, temperature, chunk, entropy_gradient))
     pieces = [
-        checkpoint(_logprobs, rows, lm_head, ids, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(
+            _logprobs, rows, lm_head, ids, temperature, entropy_gradient, use_reentrant=False, preserve_rng_state=False
+        )
         for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True)
     ]
     return TokenLogprobs(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """d logprob / d logits = (one-hot of the label - softmax) / temperature, chunk by chunk."""
+    """d logprob / d logits = (one-hot of the label - softmax) / temperature, chunk by chunk; the entropy's, where asked
+    for, as in `differentiable_entropy`."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        temperature: float,
+        chunk: int,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, ...]:
         pieces = [
             _logprobs(rows, lambda x: x @ weight.T, ids, temperature)
@@ -73,21 +91,30 @@ class _ChunkedLogprobs(torch.autograd.Function):
         ]
         logprobs, entropies = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         ctx.save_for_backward(hidden, weight, labels)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropies)
+        ctx.temperature, ctx.chunk, ctx.entropy_gradient = temperature, chunk, entropy_gradient
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, labels = ctx.saved_tensors
         hidden_grads = []
         # Summed over chunks in float32 at least: bfloat16 would round every addition.
         weight_grad = torch.zeros_like(weight, dtype=grad.dtype) if ctx.needs_input_grad[1] else None
-        for rows, ids, g in zip(*(t.split(ctx.chunk) for t in (hidden, labels, grad / ctx.temperature)), strict=True):
+        pieces = (hidden, labels, grad / ctx.temperature, entropy_grad / ctx.temperature)
+        for rows, ids, g, h in zip(*(t.split(ctx.chunk) for t in pieces), strict=True):
             g = g.unsqueeze(-1)
-            d_logits = _scaled(rows @ weight.T, ctx.temperature).softmax(-1).mul_(-g)
-            d_logits = d_logits.scatter_add_(-1, ids.unsqueeze(-1), g).to(rows.dtype)
+            probs = _scaled(rows @ weight.T, ctx.temperature).softmax(-1)
+            bonus = None
+            if ctx.entropy_gradient:
+                bonus = torch.special.entr(probs)  # -p log p; becomes -h p (log p + H)
+                bonus = bonus.sub_(probs * bonus.sum(-1, keepdim=True)).mul_(h.unsqueeze(-1))
+            d_logits = probs.mul_(-g).scatter_add_(-1, ids.unsqueeze(-1), g)
+            if bonus is not None:
+                d_logits += bonus
+            d_logits = d_logits.to(rows.dtype)
             if ctx.needs_input_grad[0]:
                 hidden_grads.append(d_logits @ weight)
             if weight_grad is not None:
@@ -98,14 +125,20 @@ class _ChunkedLogprobs(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def _logprobs(
-    hidden: Tensor, lm_head: Callable[[Tensor], Tensor], labels: Tensor, temperature: float
+    hidden: Tensor,
+    lm_head: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     logits = lm_head(hidden)
-    return token_logprobs(logits, labels, temperature), entropy(logits, temperature)
+    entropies = differentiable_entropy if entropy_gradient else entropy
+    return token_logprobs(logits, labels, temperature), entropies(logits, temperature)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

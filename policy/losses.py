@@ -93,6 +93,14 @@ def value_token_losses(
     return torch.maximum(error, clipped_error), clipped_error > error
 
 
+def mean_entropy(entropy: Tensor, response_mask: Tensor, n_tokens: int | Tensor | None = None) -> Tensor:
+    """Mean over real response tokens, in nats; times a coefficient, the bonus that the policy's loss is lowered by.
+
+    Both (batch, response). Source: Mnih et al. 2016.
+    """
+    return _token_mean(entropy, response_mask, n_tokens)
+
+
 def next_token_loss(token_logprobs: Tensor, mask: Tensor, n_tokens: int | Tensor | None = None) -> Tensor:
     """Cross-entropy in nats per token over the positions where `mask` is True (responses in SFT, all text in PPO-ptx).
 

@@ -7,6 +7,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schema import Document
@@ -40,6 +41,37 @@ def endless_rows(rows: Tensor, batch: int, rng: torch.Generator) -> Iterator[Ten
             waiting = torch.cat([waiting, torch.randperm(len(rows), generator=rng)])
         yield rows[waiting[:batch]]
         waiting = waiting[batch:]
+
+
+class GradientBalance:
+    """PPO-ptx's coefficient by the gradients' norms: ratio x |PPO's| / |the text's|, each norm a moving average over
+    optimiser steps, so that one odd minibatch does not throw it."""
+
+    def __init__(self, ratio: float, decay: float = 0.9) -> None:
+        self.ratio, self.decay = ratio, decay
+        self.norms: tuple[float, float] | None = None  # PPO's and the text's, averaged; None before the first step
+
+    def accumulate(self, loss: Tensor, model: torch.nn.Module) -> dict[str, float]:
+        """Add the gradient of the text's `loss`, times the coefficient, to PPO's, which `model` holds. Needs room for
+        one more gradient than a fixed coefficient does. Returns what to log."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        ppo = [parameter.grad for parameter in trained if parameter.grad is not None]
+        text = torch.autograd.grad(loss, trained, allow_unused=True)
+        now = tuple(float(get_total_norm(grads)) for grads in (ppo, [grad for grad in text if grad is not None]))
+        before = self.norms or now
+        ppo_norm, text_norm = (self.decay * old + (1 - self.decay) * new for old, new in zip(before, now, strict=True))
+        self.norms = ppo_norm, text_norm
+        coefficient = self.ratio * ppo_norm / text_norm if text_norm > 0 else 0.0
+        with torch.no_grad():
+            for parameter, grad in zip(trained, text, strict=True):
+                if grad is not None:
+                    part = grad * coefficient
+                    parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+        return {
+            "policy/pretraining_coef": coefficient,
+            "policy/ppo_grad_norm": now[0],
+            "policy/pretraining_grad_norm": now[1],
+        }
 
 
 def pretraining_loss(model: PreTrainedModel, rows: Tensor) -> Tensor:

@@ -106,7 +106,9 @@ def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:
     return head.weight if type(head) is torch.nn.Linear and head.bias is None else head
 
 
-def response_logprobs(model: PreTrainedModel, rollout: Rollout, temperature: float) -> TokenLogprobs:
+def response_logprobs(
+    model: PreTrainedModel, rollout: Rollout, temperature: float, entropy_gradient: bool = False
+) -> TokenLogprobs:
     """Log-probability and entropy of each response token at the sampling temperature, both (batch, response), filler 0.
 
     Logits exist for real response tokens only, a chunk at a time: never (batch, time, vocabulary).
@@ -115,7 +117,9 @@ def response_logprobs(model: PreTrainedModel, rollout: Rollout, temperature: flo
     # The state of the last prompt token predicts the first response token, and so on.
     hidden = states_between(model, rollout, prompt_lengths - 1, prompt_lengths - 1 + rollout.lengths)
     labels = rollout.responses[rollout.response_mask]
-    flat = token_logprobs_from_hidden(hidden, output_head(model), labels, temperature)
+    flat = token_logprobs_from_hidden(
+        hidden, output_head(model), labels, temperature, entropy_gradient=entropy_gradient
+    )
     return TokenLogprobs(*(unflatten(part, rollout.response_mask) for part in flat))
 
 

@@ -34,8 +34,16 @@ PARENTS = {
 STAGES = tuple(PARENTS)
 # Raised when the same config would give another result; part of the key.
 VERSIONS = {"sft": 2, "comparisons": 2, "reward_model": 2, "select": 1, "ppo": 2, "evaluate": 1}
-# Where the work is done and in which pieces: no part of what the result is.
-IMMATERIAL = ("device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens", "gradient_checkpointing")
+# Where the work is done and in which pieces, or the name of what is filled in: no part of what the result is.
+IMMATERIAL = (
+    "preset",
+    "device",
+    "packing",
+    "micro_batch",
+    "micro_batch_size",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+)
 
 
 @dataclass(frozen=True)

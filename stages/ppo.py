@@ -23,15 +23,14 @@ from policy.checkpointing import checkpointed
 from policy.ema import update_ema
 from policy.encoding import decode_responses
 from policy.errors import ModelError
-from policy.kl import adaptive_kl_coef, replace_score_without_eos, token_rewards
+from policy.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
 from policy.language_model import choose_device
-from policy.losses import clipped_policy_loss, clipped_value_loss
-from policy.pretraining import endless_rows, pack_documents, pretraining_loss
+from policy.losses import clipped_policy_loss, clipped_value_loss, mean_entropy
+from policy.pretraining import GradientBalance, endless_rows, pack_documents, pretraining_loss
 from policy.rollout import Rollout, response_logprobs
 from reward.scalar_model import response_values
 from reward.sources import RolloutScores, score_rollout
 from stages.answering import sample_answers
-from stages.configs import PpoConfig
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
 from stages.optimizer import make_optimizer
@@ -39,6 +38,7 @@ from stages.ppo_metrics import TABLES, describe, judge_answers, sample_table
 from stages.ppo_prompts import load_prompts, prompt_batches
 from stages.ppo_rewards import load_ppo_rewards, model_for_values
 from stages.ppo_roles import Roles, load_roles
+from stages.ppo_settings import PpoConfig
 
 
 class Experience(NamedTuple):
@@ -69,13 +69,17 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     prompts, ids, too_long = load_prompts(config, job.seed, roles.tokenizer)
     data = {"prompts": data_account(prompts, too_long=too_long)}
     pretraining_rows = None
-    if config.pretraining_coef > 0:
+    if config.mixes_text:
         documents = load_all(config.pretraining_data, Document, job.seed)
         rows = pack_documents(roles.tokenizer, documents, config.pretraining_length)
         pretraining_rows = endless_rows(rows, config.pretraining_rows, order_rng)
         data["pretraining_data"] = data_account(documents)
 
-    policy_optimizer = make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations)
+    ratio = config.pretraining_gradient_ratio
+    balance = None if ratio is None else GradientBalance(ratio)
+
+    policy_iterations = config.iterations - config.value_warmup
+    policy_optimizer = make_optimizer(roles.policy.parameters(), config.optimizer, policy_iterations)
     value_optimizer = make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations)
     trained = [parameter for parameter in roles.policy.parameters() if parameter.requires_grad]
     averaged = [parameter.detach().clone() for parameter in trained] if config.ema_decay else []
@@ -89,18 +93,27 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
         scores = score_rollout(rewards, asked, texts, rollout)
         experience = evaluate_rollout(roles, rollout, scores, config, kl_coef)
-        learning_rate = float(policy_optimizer[1].get_last_lr()[0])
+        policy_learns = iteration >= config.value_warmup
+        learning_rate = float(policy_optimizer[1].get_last_lr()[0]) if policy_learns else 0.0
         with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
             metrics = update(
-                roles, experience, policy_optimizer[0], value_optimizer[0], pretraining_rows, config, order_rng
+                roles,
+                experience,
+                policy_optimizer[0],
+                value_optimizer[0],
+                pretraining_rows,
+                config,
+                order_rng,
+                balance,
+                policy_learns,
             )
-        for _, schedule in (policy_optimizer, value_optimizer):
+        for _, schedule in (policy_optimizer, value_optimizer) if policy_learns else (value_optimizer,):
             schedule.step()
         if config.ema_decay:
             update_ema(averaged, trained, config.ema_decay)
 
-        metrics |= describe(experience, kl_coef, learning_rate)
-        if config.kl_target is not None:
+        metrics |= describe(experience, kl_coef, learning_rate, config.kl_estimator)
+        if config.kl_target is not None and policy_learns:
             kl_coef = adaptive_kl_coef(
                 kl_coef, metrics["objective/kl"], config.kl_target, config.kl_horizon, config.rollout_batch
             )
@@ -136,8 +149,11 @@ def evaluate_rollout(
         with roles.as_reference():
             reference[index, :width] = response_logprobs(roles.reference, rows, temperature).logprobs
         values[index, :width] = response_values(roles.value, rows)
-    score = replace_score_without_eos(scores.judged, rollout.ended, config.score_without_eos) + scores.penalties
-    rewards, kl = token_rewards(score, logprobs, reference, mask, kl_coef)
+    limit = config.score_clip
+    judged = scores.judged if limit is None else scores.judged.clamp(-limit, limit)
+    score = replace_score_without_eos(judged, rollout.ended, config.score_without_eos) + scores.penalties
+    kl = torch.where(mask, kl_estimate(logprobs, reference, "k1"), 0.0)
+    rewards = token_rewards(score, logprobs, reference, mask, kl_coef, config.kl_estimator).rewards
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     advantages, returns = estimate_advantages(rewards, values, mask, config.gamma, config.gae_lambda)
@@ -152,8 +168,12 @@ def update(
     pretraining_rows: Iterator[Tensor] | None,
     config: PpoConfig,
     order_rng: torch.Generator,
+    balance: GradientBalance | None = None,
+    policy_learns: bool = True,
 ) -> dict[str, float]:
-    """`inner_epochs` passes of `minibatches` optimiser steps each; returns the means of what the steps measured."""
+    """`inner_epochs` passes of `minibatches` optimiser steps each, fewer where the policy gets too far; returns the
+    means of what the steps measured. `balance` replaces pretraining_coef; without `policy_learns` the value model
+    alone takes steps."""
     n = len(experience.scores)
     measured: list[dict[str, float]] = []
     for _ in range(config.inner_epochs):
@@ -166,7 +186,7 @@ def update(
             for index in minibatch.split(micro_batch(config)):
                 rows = experience.rollout.rows(index)
                 part = (index, slice(0, rows.response_mask.shape[1]))
-                new = response_logprobs(roles.policy, rows, config.sampling.temperature)
+                new = response_logprobs(roles.policy, rows, config.sampling.temperature, config.entropy_coef > 0)
                 policy = clipped_policy_loss(
                     new.logprobs,
                     experience.logprobs[part],
@@ -175,7 +195,8 @@ def update(
                     config.clip_range,
                     n_tokens,
                 )
-                policy.loss.backward()
+                entropy = mean_entropy(new.entropy, rows.response_mask, n_tokens)
+                (policy.loss - config.entropy_coef * entropy if config.entropy_coef > 0 else policy.loss).backward()
                 value = clipped_value_loss(
                     response_values(roles.value, rows),
                     experience.values[part],
@@ -186,12 +207,22 @@ def update(
                 )
                 value.loss.backward()
                 add_up(step, {f"policy/{name}": x.item() for name, x in policy._asdict().items()})
+                add_up(step, {"policy/entropy": entropy.item()})
                 add_up(step, {f"value/{name}": x.item() for name, x in value._asdict().items()})
             if not measured:
                 check_first_minibatch(step)
+            # Measured before this minibatch's own step, so it is how far the earlier ones went.
+            target = config.target_approx_kl
+            if measured and target is not None and step["policy/approx_kl_k3"] > target:
+                policy_optimizer.zero_grad()
+                value_optimizer.zero_grad()
+                return means_of(measured)
             if pretraining_rows is not None:
                 loss = pretraining_loss(roles.policy, next(pretraining_rows))
-                (config.pretraining_coef * loss).backward()
+                if balance is None:
+                    (config.pretraining_coef * loss).backward()
+                else:
+                    step |= balance.accumulate(loss, roles.policy)
                 step["policy/pretraining_loss"] = loss.item()
             for name, model, optimizer, limit in (
                 ("policy", roles.policy, policy_optimizer, config.optimizer.max_grad_norm),
@@ -203,10 +234,17 @@ def update(
                         f"ppo: the {name} model's gradient is {norm}; lower ppo's learning rates or clip_range."
                     )
                 step[f"{name}/grad_norm"] = norm
-                optimizer.step()
+                if policy_learns or name != "policy":
+                    optimizer.step()
                 optimizer.zero_grad()
             measured.append(step)
-    return {name: sum(step[name] for step in measured) / len(measured) for name in measured[0]}
+    return means_of(measured)
+
+
+def means_of(measured: list[dict[str, float]]) -> dict[str, float]:
+    """Means over an iteration's optimiser steps, and how many those were."""
+    means = {name: sum(step[name] for step in measured) / len(measured) for name in measured[0]}
+    return {**means, "policy/optimizer_steps": float(len(measured))}
 
 
 def micro_batch(config: PpoConfig) -> int:

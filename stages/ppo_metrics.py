@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from data_schema import Prompt
 from policy.advantages import masked_mean
+from policy.kl import KlKind, kl_estimate
 from policy.losses import explained_variance
 from stages.judging import Judge
 
@@ -19,16 +21,25 @@ SAMPLE_ROWS = 8  # rows of a table of samples
 TABLES = 10  # tables of samples in a run
 
 
-def describe(experience: Experience, kl_coef: float, learning_rate: float) -> dict[str, float]:
-    """What to watch (lm-human-preferences' names): objective/* are means over episodes; KL is in nats per episode."""
+def describe(
+    experience: Experience, kl_coef: float, learning_rate: float, kl_estimator: KlKind = "k1"
+) -> dict[str, float]:
+    """What to watch (lm-human-preferences' names): objective/* are means over episodes; KL is in nats per episode.
+
+    `kl_estimator`: what the reward was charged; k2 and k3 follow from the log-ratio, which is k1.
+    """
     mask = experience.rollout.response_mask
     kl = experience.kl.sum(1)
+    charged, k3 = (
+        kl_estimate(experience.kl, torch.zeros_like(experience.kl), kind).sum(1) for kind in (kl_estimator, "k3")
+    )
     return {
         **{f"reward/{name}": float(scores.mean()) for name, scores in experience.parts.items()},
         "objective/score": float(experience.scores.mean()),
         "objective/score_std": float(experience.scores.std()),
-        "objective/reward": float((experience.scores - kl_coef * kl).mean()),
+        "objective/reward": float((experience.scores - kl_coef * charged).mean()),
         "objective/kl": float(kl.mean()),
+        "objective/kl_k3": float(k3.mean()),
         "objective/kl_coef": kl_coef,
         "objective/entropy": float(masked_mean(experience.entropy, mask)),
         "objective/length": float(experience.rollout.lengths.float().mean()),

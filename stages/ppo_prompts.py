@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from data_schema import Prompt, Records, dedup_prompts, load_all
 from policy.encoding import encode_prompts
-from stages.configs import PpoConfig
 from stages.errors import ConfigError
+from stages.ppo_settings import PpoConfig
 
 
 def load_prompts(

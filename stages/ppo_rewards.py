@@ -26,11 +26,11 @@ from reward.sources import (
     Reward,
     Scored,
 )
-from stages.configs import PpoConfig
 from stages.errors import ConfigError
 from stages.job import Job
 from stages.judging import load_function
 from stages.ppo_roles import Roles, check_same_text, text_difference
+from stages.ppo_settings import PpoConfig
 from stages.reward_settings import RewardPart, reads_pipelines, reward_role
 
 

@@ -1,7 +1,7 @@
 """A recipe file and dotted overrides to a `Recipe`: YAML, read by jsonargparse; a mistake is one line naming the key.
 
 `extends: other.yaml` (beside the file) takes that recipe and changes only what is said here. A data source may be given
-as a bare path; where a list of them is wanted, one will do.
+as a bare path; where a list of them is wanted, one will do. `ppo.preset` lies below all of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from data_schema import DataError
 from stages.configs import Recipe
 from stages.errors import ConfigError
+from stages.ppo_presets import preset_settings
 
 SOURCE_LISTS = ("data", "prompts", "demonstrations", "pretraining_data")  # keys that hold a list of data sources
 
@@ -31,6 +32,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), copies: Mapping
     try:
         rows = _normalise(_merge(read_yaml(Path(path)), _read_overrides(overrides)))
         _check_keys(rows, Recipe)
+        if isinstance(rows.get("ppo"), dict):
+            rows["ppo"] = _merge(preset_settings(rows["ppo"]), rows["ppo"])
         for name, copy in (copies or {}).items():
             if not _replace_path(rows, name, copy):
                 raise ConfigError(f"--data {name}={copy}: no source of the recipe is '{name}'; check the name")

@@ -14,6 +14,7 @@ POSITIVE = (1e-12, INFINITY)
 NOT_NEGATIVE = (0, INFINITY)
 SHARE = (0, 1)
 Device = Literal["auto", "cpu", "cuda"]
+JudgePath = str  # "module:function" taking (meta, response, finished) and returning {"gold": ..., other parts ...}
 
 
 def check_bounds(config: Any, **bounds: tuple[float, float]) -> None:

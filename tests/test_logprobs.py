@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from policy.logprobs import entropy, token_logprobs, token_logprobs_from_hidden
+from policy.logprobs import differentiable_entropy, entropy, token_logprobs, token_logprobs_from_hidden
 
 N, WIDTH, VOCAB, TEMPERATURE = 23, 5, 17, 0.7
 
@@ -36,6 +38,32 @@ def test_a_frozen_head_gets_no_gradient_and_the_text_still_does() -> None:
     token_logprobs_from_hidden(hidden, weight.detach(), labels, chunk=8).logprobs.sum().backward()
     assert weight.grad is None
     assert hidden.grad is not None and hidden.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+@pytest.mark.parametrize("chunk", [1, 8, 100])
+def test_the_entropy_carries_its_gradient_where_asked(chunk: int, as_module: bool) -> None:
+    """In float64 against the plain sum over the vocabulary; beside the log-probabilities' own gradient."""
+    hidden, weight, labels, grad = head_inputs()
+    plain = ((hidden @ weight.T) / TEMPERATURE).log_softmax(-1)
+    entropies = -(plain.exp() * plain).sum(-1)
+    loss = (plain[torch.arange(N), labels] * grad).sum() + (entropies * grad.flip(0)).sum()
+    wanted_grads = torch.autograd.grad(loss, (hidden, weight))
+
+    head = (lambda rows: rows @ weight.T) if as_module else weight
+    got = token_logprobs_from_hidden(hidden, head, labels, TEMPERATURE, chunk, entropy_gradient=True)
+    torch.testing.assert_close(got.entropy, entropies, rtol=1e-12, atol=1e-12)
+    loss = (got.logprobs * grad).sum() + (got.entropy * grad.flip(0)).sum()
+    torch.testing.assert_close(torch.autograd.grad(loss, (hidden, weight)), wanted_grads, rtol=1e-10, atol=1e-12)
+
+
+def test_a_forbidden_token_leaves_the_entropy_s_gradient_finite() -> None:
+    logits = torch.tensor([0.0, 1.0, -torch.inf], requires_grad=True)
+    differentiable_entropy(logits).backward()
+    probability = 1 / (1 + math.exp(-1))
+    # Of two outcomes, dH/dz = -p (1 - p) z where z is their difference of logits.
+    slope = probability * (1 - probability)
+    torch.testing.assert_close(logits.grad, torch.tensor([slope, -slope, 0.0]))
 
 
 def test_entropy_is_a_measurement_without_gradient() -> None:

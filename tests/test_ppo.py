@@ -20,10 +20,10 @@ from policy.rollout import Rollout, collect_rollout
 from reward.scoring import score_responses
 from reward.sources import score_rollout
 from stages import ppo
-from stages.configs import PpoConfig
 from stages.ppo import Experience, describe, evaluate_rollout, prompt_batches, update
 from stages.ppo_rewards import load_ppo_rewards
 from stages.ppo_roles import Roles, load_roles
+from stages.ppo_settings import PpoConfig
 from stages.recipe import load_recipe
 from stages.settings import OptimizerConfig
 
@@ -274,7 +274,7 @@ def run(chain: Chain, folder: Path, **changes: Any) -> tuple[Tensor, list[dict[s
     from transformers import AutoModelForCausalLM
 
     given = job(folder, {role: chain.checkpoint(role) for role in ("sft", "reward_model")})
-    result = ppo.run(config_of(chain, pretraining_coef=0.0, monitor=None, **changes), given)
+    result = ppo.run(config_of(chain, **{"pretraining_coef": 0.0, "monitor": None, **changes}), given)
     return weights(AutoModelForCausalLM.from_pretrained(folder / "output")), given.tracker.records, result
 
 

@@ -135,6 +135,12 @@ def test_a_value_of_the_wrong_type_names_key_and_value(recipe: Path, override: s
         ("--seed=-1", ["seed is -1", "at least 0"]),
         ("--ppo.minibatches=3", ["ppo.rollout_batch is 16", "multiple of ppo.minibatches (3)"]),
         ("--ppo.pretraining_data=[]", ["pretraining_coef is set", "ppo.pretraining_data must name"]),
+        ("--ppo.value_warmup=2", ["ppo.value_warmup is 2 of 2 iterations", "never learn; lower it"]),
+        ("--ppo.score_clip=0", ["ppo.score_clip is 0", "at least"]),
+        ("--ppo.entropy_coef=-1", ["ppo.entropy_coef is -1", "at least 0"]),
+        ("--ppo.target_approx_kl=0", ["ppo.target_approx_kl is 0", "at least"]),
+        ("--ppo.kl_estimator=k4", ["ppo.kl_estimator is k4", "'k1', 'k2', 'k3'"]),
+        ("--ppo.preset=instruct", ["ppo.preset is instruct", "'instructgpt', 'tldr'"]),
         ("--name=a/b", ["name is 'a/b'"]),
     ],
 )

@@ -24,10 +24,10 @@ from reward.scalar_model import from_language_model, load_scalar_model, response
 from reward.scoring import as_rollout
 from reward.sources import LengthPenalty, Part, RepetitionPenalty, Scored, score_rollout
 from stages import evaluate, ppo
-from stages.configs import PpoConfig
 from stages.errors import ConfigError
 from stages.plan import plan_pipeline
 from stages.ppo_rewards import Reader, load_rewards
+from stages.ppo_settings import PpoConfig
 from stages.recipe import load_recipe
 from stages.reward_settings import RewardPart
 
