@@ -60,7 +60,8 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     """Improve the SFT model's answers by their rewards; the output is a causal language model."""
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
-    roles = load_roles(job.parents["sft"], model_for_values(config.rewards, job.parents), device, config.lora, job.seed)
+    values_from = model_for_values(config.rewards, job.parents)
+    roles = load_roles(job.parents["sft"], values_from, device, config.lora, job.seed, config.shared_backbone)
     rewards = load_ppo_rewards(config, job, roles)
     rng = torch.Generator(device).manual_seed(job.seed)
     order_rng = torch.Generator().manual_seed(job.seed)
