@@ -31,6 +31,7 @@ from policy.rollout import output_head
 from reward.scalar_model import scalar_head
 from stages.configs import PpoConfig
 from stages.live_memory import LiveMemory
+from stages.ppo import micro_batch
 from stages.settings import LoraConfig
 
 CHUNK = 1024  # rows of logits that token_logprobs_from_hidden holds at once
@@ -120,8 +121,7 @@ def predict(config: PpoConfig, model: Path | str, prompt_length: int, with_rewar
         kv_cache = sample(meter, models.policy, config, prompt_length)
         read(meter, models, config, prompt_length)
         update(meter, models, config, prompt_length)
-    at_once = min(config.micro_batch or config.rollout_batch, config.rollout_batch // config.minibatches)
-    rows_of_logits = min(CHUNK, at_once * config.sampling.max_new_tokens)
+    rows_of_logits = min(CHUNK, micro_batch(config) * config.sampling.max_new_tokens)
     logits = 4 * rows_of_logits * models.policy.config.vocab_size
     return MemoryPlan(roles, tuple(meter.phases.values()), kv_cache, logits)
 
@@ -222,7 +222,7 @@ def read(meter: Meter, models: Models, config: PpoConfig, prompt: int) -> None:
 def update(meter: Meter, models: Models, config: PpoConfig, prompt: int) -> None:
     """An optimiser step's passes."""
     minibatch = config.rollout_batch // config.minibatches
-    rows, response = min(config.micro_batch or minibatch, minibatch), config.sampling.max_new_tokens
+    rows, response = micro_batch(config), config.sampling.max_new_tokens
     steps = config.inner_epochs * config.minibatches
     passes = -(-minibatch // rows)
     # The second pass finds the first one's gradients there; a third would find the same.

@@ -40,8 +40,6 @@ def command(words: Sequence[str]) -> None:
             f"{options.recipe} has no section ppo, and that is what a plan is made of; name another recipe"
         )
 
-    import stages.ppo  # noqa: F401  as much of the libraries as a run has in memory
-    from stages.memory_plan import predict
     from stages.reward_settings import reads_pipelines
 
     process = resident_bytes()

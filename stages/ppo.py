@@ -236,14 +236,14 @@ def minibatch_gradient(
 
 
 def micro_batch(config: PpoConfig) -> int:
-    return config.micro_batch or config.rollout_batch // config.minibatches
+    minibatch = config.rollout_batch // config.minibatches
+    return min(config.micro_batch or minibatch, minibatch)
 
 
 def rows_that_fit(config: PpoConfig) -> RowsThatFit:
     """As many as the recipe says, until memory runs out. Without gradients as many fit as were sampled at once."""
-    return RowsThatFit(
-        RowsAtOnce(config.sampling.batch_size, "reading the rollout"), RowsAtOnce(micro_batch(config), "the update")
-    )
+    reading = min(config.sampling.batch_size, config.rollout_batch)
+    return RowsThatFit(RowsAtOnce(reading, "reading the rollout"), RowsAtOnce(micro_batch(config), "the update"))
 
 
 def add_up(total: dict[str, float], part: Mapping[str, float]) -> None:

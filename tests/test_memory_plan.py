@@ -98,7 +98,7 @@ def test_what_takes_less_memory_is_predicted_to(plan: Any) -> None:
     gradients = sum(role.gradients for role in whole.roles)
     kept = working(whole, name)
     assert working(smaller, name) - gradients < 0.5 * kept
-    assert working(again, name) < 0.7 * kept
+    assert working(again, name) < kept  # with two layers not by much: one of them is always computed again
     # The same products in other pieces; with checkpointing a forward pass more.
     products = {
         key: next(p.flops for p in found.phases if p.name == name)
@@ -117,8 +117,9 @@ def test_an_update_multiplies_six_times_for_each_weight_and_token(plan: Any, tin
     assert 1 <= update.flops / expected < 1.1  # the rest is attention
 
 
-def test_pretraining_text_is_a_phase_of_its_own(plan: Any) -> None:
-    text = plan(pretraining_coef=1.0, pretraining_data=[Source("text.jsonl")], pretraining_length=32)
+def test_pretraining_text_is_a_phase_of_its_own(plan: Any, tiny_base: Path) -> None:
+    mixed = replace(CONFIG, pretraining_coef=1.0, pretraining_data=[Source("text.jsonl")], pretraining_length=32)
+    text = predict(mixed, tiny_base, PROMPT)
     assert working(text, "update on pretraining text") > sum(role.gradients for role in text.roles)
     assert all("text" not in phase.name for phase in plan().phases)
 

@@ -135,7 +135,7 @@ def test_reading_the_rollout_goes_on_with_half_the_rows(chain: Chain) -> None:
     scores = ppo.RolloutScores(expected.scores, torch.zeros_like(expected.scores), {})
     with room_for(5, roles.value.model):
         got = evaluate_rollout(roles, rollout, scores, config, 0.1, fits)
-    assert fits.reading.rows == 4  # 64, 32, 16, 8, 4
+    assert fits.reading.rows == 4  # 16, 8, 4
     for name in ("logprobs", "entropy", "kl", "values", "returns"):
         torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
 
@@ -158,7 +158,7 @@ def test_a_whole_run_goes_on_and_publishes(chain: Chain, tmp_path: Path, monkeyp
     monkeypatch.setattr(ppo, "load_roles", load)
     given = job(tmp_path, {role: chain.checkpoint(role) for role in ("sft", "reward_model")})
     ppo.run(replace(load_recipe(chain.path).ppo, monitor=None), given)
-    assert refused == [16, 16, 16, 8, 8]  # reading: 64, 32, 16, 8 of the 16 episodes there are; updating: 8
+    assert refused == [16, 8, 8]  # reading: all 16, then 8; updating: 8; and in the second iteration never
     assert len(given.tracker.records) == 2 and (given.output / "model.safetensors").is_file()
 
 
