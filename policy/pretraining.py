@@ -43,6 +43,9 @@ def endless_rows(rows: Tensor, batch: int, rng: torch.Generator) -> Iterator[Ten
         waiting = waiting[batch:]
 
 
+Gradients = list[Tensor | None]  # of the trained parameters, in their order
+
+
 class GradientBalance:
     """PPO-ptx's coefficient by the gradients' norms: ratio x |PPO's| / |the text's|, each norm a moving average over
     optimiser steps, so that one odd minibatch does not throw it."""
@@ -51,27 +54,36 @@ class GradientBalance:
         self.ratio, self.decay = ratio, decay
         self.norms: tuple[float, float] | None = None  # PPO's and the text's, averaged; None before the first step
 
-    def accumulate(self, loss: Tensor, model: torch.nn.Module) -> dict[str, float]:
-        """Add the gradient of the text's `loss`, times the coefficient, to PPO's, which `model` holds. Needs room for
-        one more gradient than a fixed coefficient does. Returns what to log."""
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        ppo = [parameter.grad for parameter in trained if parameter.grad is not None]
-        text = torch.autograd.grad(loss, trained, allow_unused=True)
-        now = tuple(float(get_total_norm(grads)) for grads in (ppo, [grad for grad in text if grad is not None]))
+    def take(self, model: torch.nn.Module) -> Gradients:
+        """PPO's gradient out of the model, so that the text's can be measured by itself. Needs room for one more
+        gradient than a fixed coefficient does."""
+        taken = [parameter.grad for parameter in trained(model)]
+        for parameter in trained(model):
+            parameter.grad = None
+        return taken
+
+    @torch.no_grad()
+    def mix(self, ppo: Gradients, model: torch.nn.Module) -> dict[str, float]:
+        """The text's gradient, which `model` holds by now, times the coefficient, plus PPO's. Returns what to log."""
+        text = [parameter.grad for parameter in trained(model)]
+        now = tuple(float(get_total_norm([grad for grad in grads if grad is not None])) for grads in (ppo, text))
         before = self.norms or now
         ppo_norm, text_norm = (self.decay * old + (1 - self.decay) * new for old, new in zip(before, now, strict=True))
         self.norms = ppo_norm, text_norm
         coefficient = self.ratio * ppo_norm / text_norm if text_norm > 0 else 0.0
-        with torch.no_grad():
-            for parameter, grad in zip(trained, text, strict=True):
-                if grad is not None:
-                    part = grad * coefficient
-                    parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+        for parameter, own, other in zip(trained(model), ppo, text, strict=True):
+            if other is not None:
+                other.mul_(coefficient)
+            parameter.grad = own if other is None else other if own is None else own.add_(other)
         return {
             "policy/pretraining_coef": coefficient,
             "policy/ppo_grad_norm": now[0],
             "policy/pretraining_grad_norm": now[1],
         }
+
+
+def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def pretraining_loss(model: PreTrainedModel, rows: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ commands:
   labeler-folds RECIPE       a reward model's accuracy on labelers it was not trained on
   evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...
                              models beside each other on held-out tasks, zero- or few-shot
+  plan RECIPE                what PPO will need: memory by role and phase, and time, before anything is loaded
   data inspect SOURCE        what a data set holds and what is wrong with it, loss mask and leaks included
   log NAME                   where a checkpoint comes from: base -> SFT -> reward model -> policy
   verify [NAME]              check the hashes of one checkpoint, or of all
@@ -49,6 +50,7 @@ TOOLS: dict[str, str] = {
     "score": "stages.score",
     "labeler-folds": "stages.labeler_folds",
     "evaluate-tasks": "stages.task_command",
+    "plan": "stages.plan_command",
 }
 DEFAULT_ROOT = Path("out")
 

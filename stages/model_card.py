@@ -80,8 +80,10 @@ def write_reward_card(
     tokenizer: PreTrainedTokenizerBase,
     normalise_on: str,
     judged: Mapping[str, Any],
+    more: str = "",
 ) -> None:
-    """Leave the card beside the weights. `judged` is what the stage measured on its held-out pairs."""
+    """Leave the card beside the weights. `judged` is what the stage measured on its held-out pairs, `more` stands at
+    the end."""
     normalisation = stored_normalisation(model)
     card = CARD.format(
         architecture=type(model).__name__,
@@ -94,7 +96,7 @@ def write_reward_card(
         scale=SCALES[normalise_on],
         numbers=_numbers(judged),
     )
-    (directory / CARD_FILE).write_text(card, encoding="utf-8")
+    (directory / CARD_FILE).write_text(card + more, encoding="utf-8")
 
 
 def _numbers(judged: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ from stages.answering import sample_answers
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
 from stages.optimizer import make_optimizer
+from stages.out_of_memory import RowsAtOnce, RowsThatFit
 from stages.ppo_metrics import TABLES, describe, judge_answers, sample_table
 from stages.ppo_prompts import load_prompts, prompt_batches
 from stages.ppo_rewards import load_ppo_rewards, model_for_values
@@ -60,7 +62,8 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     """Improve the SFT model's answers by their rewards; the output is a causal language model."""
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
-    roles = load_roles(job.parents["sft"], model_for_values(config.rewards, job.parents), device, config.lora, job.seed)
+    values_from = model_for_values(config.rewards, job.parents)
+    roles = load_roles(job.parents["sft"], values_from, device, config.lora, job.seed, config.shared_backbone)
     rewards = load_ppo_rewards(config, job, roles)
     rng = torch.Generator(device).manual_seed(job.seed)
     order_rng = torch.Generator().manual_seed(job.seed)
@@ -85,6 +88,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     averaged = [parameter.detach().clone() for parameter in trained] if config.ema_decay else []
     kl_coef = config.kl_coef
     metrics: dict[str, float] = {}
+    fits = rows_that_fit(config)
 
     bar = tqdm(range(config.iterations), desc="ppo", unit="iteration")
     for iteration, batch in zip(bar, prompt_batches(len(ids), config.rollout_batch, order_rng), strict=False):
@@ -92,7 +96,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         asked = [prompts[i] for i in batch]
         texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
         scores = score_rollout(rewards, asked, texts, rollout)
-        experience = evaluate_rollout(roles, rollout, scores, config, kl_coef)
+        experience = evaluate_rollout(roles, rollout, scores, config, kl_coef, fits)
         policy_learns = iteration >= config.value_warmup
         learning_rate = float(policy_optimizer[1].get_last_lr()[0]) if policy_learns else 0.0
         with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
@@ -106,6 +110,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
                 order_rng,
                 balance,
                 policy_learns,
+                fits,
             )
         for _, schedule in (policy_optimizer, value_optimizer) if policy_learns else (value_optimizer,):
             schedule.step()
@@ -135,20 +140,28 @@ def run(config: PpoConfig, job: Job) -> StageResult:
 
 @torch.no_grad()
 def evaluate_rollout(
-    roles: Roles, rollout: Rollout, scores: RolloutScores, config: PpoConfig, kl_coef: float
+    roles: Roles,
+    rollout: Rollout,
+    scores: RolloutScores,
+    config: PpoConfig,
+    kl_coef: float,
+    fits: RowsThatFit | None = None,
 ) -> Experience:
     """Price the answers' distance from the SFT model, and credit each token."""
     temperature = config.sampling.temperature
     mask = rollout.response_mask
     logprobs, entropy, reference, values = (torch.zeros_like(mask, dtype=torch.float32) for _ in range(4))
-    # Without gradients as many rows fit as were sampled at once.
-    for index in torch.arange(len(mask), device=mask.device).split(config.sampling.batch_size):
-        rows = rollout.rows(index)
-        width = rows.response_mask.shape[1]
-        logprobs[index, :width], entropy[index, :width] = response_logprobs(roles.policy, rows, temperature)
-        with roles.as_reference():
-            reference[index, :width] = response_logprobs(roles.reference, rows, temperature).logprobs
-        values[index, :width] = response_values(roles.value, rows)
+
+    def read(rows_at_once: int) -> None:
+        for index in torch.arange(len(mask), device=mask.device).split(rows_at_once):
+            rows = rollout.rows(index)
+            width = rows.response_mask.shape[1]
+            logprobs[index, :width], entropy[index, :width] = response_logprobs(roles.policy, rows, temperature)
+            with roles.as_reference():
+                reference[index, :width] = response_logprobs(roles.reference, rows, temperature).logprobs
+            values[index, :width] = response_values(roles.value, rows)
+
+    (fits or rows_that_fit(config)).reading.do(read)
     limit = config.score_clip
     judged = scores.judged if limit is None else scores.judged.clamp(-limit, limit)
     score = replace_score_without_eos(judged, rollout.ended, config.score_without_eos) + scores.penalties
@@ -170,45 +183,20 @@ def update(
     order_rng: torch.Generator,
     balance: GradientBalance | None = None,
     policy_learns: bool = True,
+    fits: RowsThatFit | None = None,
 ) -> dict[str, float]:
     """`inner_epochs` passes of `minibatches` optimiser steps each, fewer where the policy gets too far; returns the
     means of what the steps measured. `balance` replaces pretraining_coef; without `policy_learns` the value model
     alone takes steps."""
     n = len(experience.scores)
+    fits = fits or rows_that_fit(config)
     measured: list[dict[str, float]] = []
     for _ in range(config.inner_epochs):
         order = torch.randperm(n, generator=order_rng).to(experience.scores.device)
         for minibatch in order.chunk(config.minibatches):
-            # One token count for the whole step: a micro-batch of short answers must not weigh as much as one of long
-            # ones.
-            n_tokens = int(experience.rollout.response_mask[minibatch].sum())
-            step: dict[str, float] = {}
-            for index in minibatch.split(micro_batch(config)):
-                rows = experience.rollout.rows(index)
-                part = (index, slice(0, rows.response_mask.shape[1]))
-                new = response_logprobs(roles.policy, rows, config.sampling.temperature, config.entropy_coef > 0)
-                policy = clipped_policy_loss(
-                    new.logprobs,
-                    experience.logprobs[part],
-                    experience.advantages[part],
-                    rows.response_mask,
-                    config.clip_range,
-                    n_tokens,
-                )
-                entropy = mean_entropy(new.entropy, rows.response_mask, n_tokens)
-                (policy.loss - config.entropy_coef * entropy if config.entropy_coef > 0 else policy.loss).backward()
-                value = clipped_value_loss(
-                    response_values(roles.value, rows),
-                    experience.values[part],
-                    experience.returns[part],
-                    rows.response_mask,
-                    config.value_clip_range,
-                    n_tokens,
-                )
-                value.loss.backward()
-                add_up(step, {f"policy/{name}": x.item() for name, x in policy._asdict().items()})
-                add_up(step, {"policy/entropy": entropy.item()})
-                add_up(step, {f"value/{name}": x.item() for name, x in value._asdict().items()})
+            text = None if pretraining_rows is None else next(pretraining_rows)
+            work = partial(minibatch_gradient, roles, experience, minibatch, text, config, balance)
+            step = fits.update.do(work, roles.policy, roles.value)
             if not measured:
                 check_first_minibatch(step)
             # Measured before this minibatch's own step, so it is how far the earlier ones went.
@@ -217,13 +205,6 @@ def update(
                 policy_optimizer.zero_grad()
                 value_optimizer.zero_grad()
                 return means_of(measured)
-            if pretraining_rows is not None:
-                loss = pretraining_loss(roles.policy, next(pretraining_rows))
-                if balance is None:
-                    (config.pretraining_coef * loss).backward()
-                else:
-                    step |= balance.accumulate(loss, roles.policy)
-                step["policy/pretraining_loss"] = loss.item()
             for name, model, optimizer, limit in (
                 ("policy", roles.policy, policy_optimizer, config.optimizer.max_grad_norm),
                 ("value", roles.value, value_optimizer, config.value_optimizer.max_grad_norm),
@@ -247,8 +228,67 @@ def means_of(measured: list[dict[str, float]]) -> dict[str, float]:
     return {**means, "policy/optimizer_steps": float(len(measured))}
 
 
+def minibatch_gradient(
+    roles: Roles,
+    experience: Experience,
+    minibatch: Tensor,
+    text: Tensor | None,
+    config: PpoConfig,
+    balance: GradientBalance | None,
+    rows_at_once: int,
+) -> dict[str, float]:
+    """The gradient of one optimiser step, added up in both models a few episodes at a time; returns what was
+    measured."""
+    # One token count for the whole step: a micro-batch of short answers must not weigh as much as one of long ones.
+    n_tokens = int(experience.rollout.response_mask[minibatch].sum())
+    step: dict[str, float] = {}
+    for index in minibatch.split(rows_at_once):
+        rows = experience.rollout.rows(index)
+        part = (index, slice(0, rows.response_mask.shape[1]))
+        new = response_logprobs(roles.policy, rows, config.sampling.temperature, config.entropy_coef > 0)
+        policy = clipped_policy_loss(
+            new.logprobs,
+            experience.logprobs[part],
+            experience.advantages[part],
+            rows.response_mask,
+            config.clip_range,
+            n_tokens,
+        )
+        entropy = mean_entropy(new.entropy, rows.response_mask, n_tokens)
+        (policy.loss - config.entropy_coef * entropy if config.entropy_coef > 0 else policy.loss).backward()
+        value = clipped_value_loss(
+            response_values(roles.value, rows),
+            experience.values[part],
+            experience.returns[part],
+            rows.response_mask,
+            config.value_clip_range,
+            n_tokens,
+        )
+        value.loss.backward()
+        add_up(step, {f"policy/{name}": x.item() for name, x in policy._asdict().items()})
+        add_up(step, {"policy/entropy": entropy.item()})
+        add_up(step, {f"value/{name}": x.item() for name, x in value._asdict().items()})
+    if text is not None:
+        ppo_gradient = balance.take(roles.policy) if balance else []
+        # In as many pieces as the episodes; rows are of one length, so a piece weighs by its rows.
+        for piece in text.split(max(1, len(text) * rows_at_once // micro_batch(config))):
+            loss = pretraining_loss(roles.policy, piece) * (len(piece) / len(text))
+            ((1.0 if balance else config.pretraining_coef) * loss).backward()
+            add_up(step, {"policy/pretraining_loss": loss.item()})
+        if balance:
+            step |= balance.mix(ppo_gradient, roles.policy)
+    return step
+
+
 def micro_batch(config: PpoConfig) -> int:
-    return config.micro_batch or config.rollout_batch // config.minibatches
+    minibatch = config.rollout_batch // config.minibatches
+    return min(config.micro_batch or minibatch, minibatch)
+
+
+def rows_that_fit(config: PpoConfig) -> RowsThatFit:
+    """As many as the recipe says, until memory runs out. Without gradients as many fit as were sampled at once."""
+    reading = min(config.sampling.batch_size, config.rollout_batch)
+    return RowsThatFit(RowsAtOnce(reading, "reading the rollout"), RowsAtOnce(micro_batch(config), "the update"))
 
 
 def add_up(total: dict[str, float], part: Mapping[str, float]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +13,21 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.errors import ModelError
-from policy.language_model import add_lora, load_language_model, load_tokenizer, save_checkpoint
+from policy.language_model import LanguageModel, add_lora, load_language_model, load_tokenizer, save_checkpoint
+from policy.shared_weights import share_weights
+from reward.adapter import adapted_scalar_model, scalar_model_over, why_no_adapter
 from reward.invariance import check_scores_are_independent
-from reward.scalar_model import from_language_model, load_scalar_model
+from reward.normalisation import RewardNormalisation
+from reward.scalar_model import draw_head, from_language_model, load_scalar_model, scalar_head, store_normalisation
 from stages.settings import LoraConfig
+
+logger = logging.getLogger("triptych.ppo")
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Whole models: four copies. With adapters: two, since the reference is the policy and the reward model is the
-    value model, each with its adapters off."""
+    """Whole models: four copies of the weights. With adapters two, where the reference is the policy and the reward
+    model is the value model, each with its adapters off; or one, where each has modules of its own around it."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
@@ -32,11 +39,11 @@ class Roles:
 
     def as_reference(self) -> AbstractContextManager[Any]:
         """Within it, `reference` computes what the SFT model would."""
-        return self.policy_adapters.disable_adapter() if self.policy_adapters else nullcontext()
+        return self.policy_adapters.disable_adapter() if self.reference is self.policy else nullcontext()
 
     def as_reward(self) -> AbstractContextManager[Any]:
         """Within it, `reward` computes what the reward model would."""
-        return self.value_adapters.disable_adapter() if self.value_adapters else nullcontext()
+        return self.value_adapters.disable_adapter() if self.reward is self.value else nullcontext()
 
     def save_policy(self, directory: Path) -> None:
         """The policy as a whole model, its adapters merged. The roles cannot be trained on afterwards."""
@@ -45,35 +52,84 @@ class Roles:
 
 
 def load_roles(
-    sft: Path, reward_model: Path | None, device: torch.device, lora: LoraConfig | None, seed: int = 0
+    sft: Path,
+    reward_model: Path | None,
+    device: torch.device,
+    lora: LoraConfig | None,
+    seed: int = 0,
+    shared_backbone: bool = False,
 ) -> Roles:
     """Policy and reference from the SFT model; reward, and the value model as its copy, from the reward model
     (InstructGPT C.4). Without a reward model the value model is the SFT model with a head drawn from the seed.
 
-    All in evaluation mode: with dropout on, the first ratio would not be 1.
+    With `lora` there are two copies of the weights, or one, if `shared_backbone` is asked for and possible. All in
+    evaluation mode: with dropout on, the first ratio would not be 1.
     """
-    policy, tokenizer = load_language_model(sft, device)
-    if reward_model is None:
-        value = from_language_model(sft, device, seed)
-    else:
+    language_model = load_language_model(sft, device)
+    policy, tokenizer = language_model
+    if reward_model is not None:
         check_same_text(tokenizer, load_tokenizer(reward_model), sft, reward_model)
-        value = load_scalar_model(reward_model, device)
+    if lora is not None and shared_backbone and can_share_backbone(sft, reward_model):
+        return ready(roles_over_one_backbone(language_model, reward_model, lora, seed))
+    value = from_language_model(sft, device, seed) if reward_model is None else load_scalar_model(reward_model, device)
     if lora is None:
         reference = load_language_model(sft, device).model
         reward = None if reward_model is None else load_scalar_model(reward_model, device)
-        roles = Roles(tokenizer, policy, reference, value, reward)
-    else:
-        policy_adapters = add_lora(policy, lora.rank, lora.alpha, lora.targets, "CAUSAL_LM")
+        return ready(Roles(tokenizer, policy, reference, value, reward))
+    policy_adapters = add_lora(policy, lora.rank, lora.alpha, lora.targets, "CAUSAL_LM")
+    value_adapters = add_lora(value, lora.rank, lora.alpha, lora.targets, "SEQ_CLS")
+    policy, value = policy_adapters.get_base_model(), value_adapters.get_base_model()
+    reward = None if reward_model is None else value
+    return ready(Roles(tokenizer, policy, policy, value, reward, policy_adapters, value_adapters))
+
+
+def can_share_backbone(sft: Path, reward_model: Path | None) -> bool:
+    """Whether the reward model is an adapter over this SFT model; if not, says why and what happens instead."""
+    why = None if reward_model is None else why_no_adapter(reward_model, sft)
+    if why is not None:
+        logger.warning(
+            "ppo: two copies of the weights, not one, for the reward model '%s' is no adapter over '%s': %s; train it "
+            "with reward_model.lora from this SFT model.",
+            reward_model,
+            sft,
+            why,
+        )
+    return why is None
+
+
+def roles_over_one_backbone(
+    language_model: LanguageModel, reward_model: Path | None, lora: LoraConfig, seed: int
+) -> Roles:
+    """All roles over the SFT model's weights: the reference bare, the policy with new adapters, reward and value model
+    with the adapter and head that the reward model was trained to; the value model's train on.
+
+    Without a reward model the value model gets new adapters and a head drawn from the seed.
+    """
+    reference, tokenizer = language_model
+    reward: PreTrainedModel | None = None
+    if reward_model is None:
+        config = copy.deepcopy(reference.config)
+        config.num_labels = 1
+        value = scalar_model_over(reference, config)
+        draw_head(scalar_head(value), seed)
+        store_normalisation(value, RewardNormalisation())
         value_adapters = add_lora(value, lora.rank, lora.alpha, lora.targets, "SEQ_CLS")
-        policy, value = policy_adapters.get_base_model(), value_adapters.get_base_model()
-        reward = None if reward_model is None else value
-        roles = Roles(tokenizer, policy, policy, value, reward, policy_adapters, value_adapters)
+    else:
+        reward = adapted_scalar_model(reward_model, reference, trainable=False).get_base_model()
+        value_adapters = adapted_scalar_model(reward_model, reference, trainable=True)
+    policy = share_weights(reference)
+    policy_adapters = add_lora(policy, lora.rank, lora.alpha, lora.targets, "CAUSAL_LM")
+    return Roles(tokenizer, policy, reference, value_adapters.get_base_model(), reward, policy_adapters, value_adapters)
+
+
+def ready(roles: Roles) -> Roles:
+    """The roles in evaluation mode, their reward model tried."""
     for model in (roles.policy, roles.reference, roles.value):
         model.eval()
     if roles.reward is not None:
         roles.reward.eval()
         with roles.as_reward():
-            check_scores_are_independent(roles.reward, tokenizer.pad_token_id)
+            check_scores_are_independent(roles.reward, roles.tokenizer.pad_token_id)
     return roles
 
 

@@ -100,6 +100,9 @@ class PpoConfig:
         default_factory=lambda: OptimizerConfig(learning_rate=9e-6, schedule="constant", warmup_steps=10, eps=1e-5)
     )
     lora: LoraConfig | None = None
+    shared_backbone: bool = False
+    """With `lora`: all four roles over one copy of the SFT model's weights, if the reward model was trained with LoRA
+    over that model; else two copies (docs/memory.md)."""
     monitor: JudgePath | None = None
     """A judge whose scores of each rollout are logged beside the reward. It is watched, never trained on."""
     device: Device = "auto"
@@ -134,6 +137,8 @@ class PpoConfig:
                 f"ppo.value_warmup is {self.value_warmup} of {self.iterations} iterations, so the policy would never "
                 "learn; lower it"
             )
+        if self.shared_backbone and self.lora is None:
+            raise ConfigError("ppo.shared_backbone is set, and what shares a backbone are adapters; set ppo.lora")
         check_ppo_rewards(self.rewards, self.reward_model)
         if self.mixes_text and not self.pretraining_data:
             name, off = ("coef", 0) if self.pretraining_gradient_ratio is None else ("gradient_ratio", "null")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from reward.adapter import adapter_settings
 from reward.ensemble import Member, acting_as, combine, member_state, relative_to, write_members
 from reward.normalisation import RewardNormalisation
 from reward.ranking_loss import pair_accuracy, pair_index
@@ -115,7 +116,6 @@ def judge_members(
 
 def publish_members(directory: Path, model: PreTrainedModel, members: Sequence[Member], lora: Any) -> None:
     """The members' files beside the first one's, and what they are in its card. `lora` are peft's settings."""
-    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in lora.to_dict().items()}
-    write_members(directory, model, members, settings | {"base_model_name_or_path": None, "inference_mode": True})
+    write_members(directory, model, members, adapter_settings(lora))
     with (directory / "README.md").open("a", encoding="utf-8") as card:
         card.write(CARD.format(n=1 + len(members)))

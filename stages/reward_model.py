@@ -19,6 +19,8 @@ from data_schema import Comparison, Demonstration, load_all, read_records
 from policy.checkpointing import checkpointed
 from policy.encoding import encode, encode_answers
 from policy.language_model import add_lora, choose_device, disable_dropout, load_tokenizer, save_checkpoint
+from reward.adapter import CARD as ADAPTER_CARD
+from reward.adapter import write_adapter
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
 from reward.ranking_loss import ranked_pairs
 from reward.scalar_model import from_language_model, store_normalisation
@@ -71,6 +73,8 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
             model, partial(fit, model, train, collator, config, job, steps), config.ensemble, job.seed
         )
 
+    if config.lora:  # as it is before merging
+        write_adapter(job.output, model, job.parents["sft"])
     scorer: PreTrainedModel = model.merge_and_unload() if config.lora else model
     scorer.eval()
     normalisation, account = normalise(scorer, config, job, tokenizer, train)
@@ -81,7 +85,7 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps * config.ensemble)
     metrics = {"steps": steps, "share_prompts": share_prompts, **scale, **judged}
     save_checkpoint(scorer, tokenizer, job.output)
-    write_reward_card(job.output, scorer, tokenizer, config.normalise_on, judged)
+    write_reward_card(job.output, scorer, tokenizer, config.normalise_on, judged, ADAPTER_CARD if config.lora else "")
     if members:
         members = set_scales(scorer, members, lambda: normalise(scorer, config, job, tokenizer, train)[0])
         metrics["ensemble"] = judge_members(scorer, normalisation, members, held_out, tokenizer.pad_token_id)

@@ -23,7 +23,7 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "name", ["kwise_speed", "sft_packing", "data_preparation", "ppo_step_speed", "kwise_overfitting"]
+    "name", ["kwise_speed", "sft_packing", "data_preparation", "ppo_step_speed", "ppo_memory", "kwise_overfitting"]
 )
 def test_each_explains_itself(name: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py", "--help"], capture_output=True, text=True, check=True)

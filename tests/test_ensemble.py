@@ -211,17 +211,22 @@ def test_members_make_one_score_and_tell_how_far_they_disagree(how: Any, expecte
     torch.testing.assert_close(found.watched["disagreement"], torch.tensor([(8 / 3) ** 0.5, 0.0]))
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "adapters"])
+@pytest.mark.parametrize(
+    ("lora", "shared"),
+    [(None, False), (LoraConfig(rank=2), False), (LoraConfig(rank=2), True)],
+    ids=["whole", "adapters", "one backbone"],
+)
 def test_ppo_scores_with_all_members_and_trains_none(
-    ensemble: Trained, small_base: Path, tmp_path: Path, answers: Rollout, lora: LoraConfig | None
+    ensemble: Trained, small_base: Path, tmp_path: Path, answers: Rollout, lora: LoraConfig | None, shared: bool
 ) -> None:
     path = write_recipe(tmp_path / "r.yaml", small_recipe(small_base), ppo__pretraining_coef=0.0)
     parts = [RewardPart(ensemble="minimum"), RewardPart(ensemble="penalised", disagreement_coef=2.0, name="careful")]
     config = replace(load_recipe(path).ppo, iterations=1, rollout_batch=8, monitor=None, rewards=parts, lora=lora)
+    config = replace(config, shared_backbone=shared)
     parents = {"sft": small_base, "reward_model": ensemble.directory}
     given = job(tmp_path, parents)
 
-    roles = load_roles(small_base, ensemble.directory, CPU, lora)
+    roles = load_roles(small_base, ensemble.directory, CPU, lora, shared_backbone=shared)
     rewards = load_ppo_rewards(config, given, roles)
     if lora:  # a value model that has moved must not be heard in the scores
         with torch.no_grad():

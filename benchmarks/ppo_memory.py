@@ -1,0 +1,165 @@
+"""What `triptych plan` predicts against what PPO then takes, configuration by configuration.
+
+    python benchmarks/ppo_memory.py [--model DIR] [--only NAME]
+
+Each runs as a process of its own: two iterations of PPO's rollout, reading and update on random weights and prompts,
+then its peak of resident memory. DIR is SmolLM2-135M's directory. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from pairs import last_object, peak_memory, write_result  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "assets" / "quickstart_base"
+
+
+def cases() -> dict[str, tuple[bool, dict[str, Any], int]]:
+    """Name -> (whether with SmolLM2, PPO's settings, tokens of a prompt)."""
+    from stages.settings import LoraConfig, SamplingConfig
+
+    lora = {"lora": LoraConfig(16, 32.0), "rollout_batch": 8, "minibatches": 1, "micro_batch": 4}
+    short = {"sampling": SamplingConfig(8, 1.0, 8)}
+    checkpointing = {"rollout_batch": 8, "minibatches": 1, "gradient_checkpointing": True}
+    whole = {"rollout_batch": 64, "minibatches": 2, "micro_batch": 16, "sampling": SamplingConfig(24, 1.0, 64)}
+    return {
+        "tiny_full": (False, whole, 24),
+        "smollm2_shared_backbone": (True, {**lora, **short, "shared_backbone": True}, 24),
+        "smollm2_lora": (True, {**lora, **short}, 24),
+        "smollm2_full_checkpointing": (True, {**checkpointing, **short}, 24),
+    }
+
+
+def make_roles(model: str, config: Any) -> Any:
+    """The four roles with random weights; what the reward model was trained to does not matter here."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from policy.language_model import add_lora
+    from policy.shared_weights import share_weights
+    from reward.adapter import scalar_model_over
+    from reward.normalisation import RewardNormalisation
+    from reward.scalar_model import store_normalisation
+    from stages.ppo_roles import Roles
+
+    shape = AutoConfig.from_pretrained(model)
+    scalar = copy.deepcopy(shape)
+    scalar.num_labels, scalar.pad_token_id = 1, 0
+    policy = AutoModelForCausalLM.from_config(shape).eval()
+
+    def adapted(whole: Any, task: str) -> Any:
+        return add_lora(whole, config.lora.rank, config.lora.alpha, config.lora.targets, task)
+
+    if config.shared_backbone:
+        reference, policy = policy, share_weights(policy)
+        values, rewards = (adapted(scalar_model_over(reference, scalar), "SEQ_CLS") for _ in range(2))
+        value, reward = values.get_base_model(), rewards.get_base_model().requires_grad_(False)
+        roles = Roles(None, policy, reference, value, reward, adapted(policy, "CAUSAL_LM"), values)
+    elif config.lora is not None:
+        value = AutoModelForSequenceClassification.from_config(scalar).eval()
+        adapters = adapted(policy, "CAUSAL_LM"), adapted(value, "SEQ_CLS")
+        roles = Roles(None, policy, policy, value, value, *adapters)
+    else:
+        value = AutoModelForSequenceClassification.from_config(scalar).eval()
+        roles = Roles(None, policy, copy.deepcopy(policy), value, copy.deepcopy(value))
+    for scored in (roles.value, roles.reward):
+        store_normalisation(scored, RewardNormalisation())
+    return roles
+
+
+def measure(name: str, model: str) -> dict[str, Any]:
+    """Run one configuration in this process."""
+    import torch
+
+    from data_schema import Source
+    from policy.checkpointing import checkpointed
+    from policy.rollout import collect_rollout
+    from reward.scalar_model import response_scores
+    from reward.sources import RolloutScores
+    from stages.configs import PpoConfig
+    from stages.optimizer import make_optimizer
+    from stages.ppo import evaluate_rollout, update
+
+    smollm2, settings, prompt = cases()[name]
+    config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
+    at_start = peak_memory()
+    roles = make_roles(model if smollm2 else str(TINY), config)
+    optimizers = [make_optimizer(m.parameters(), config.optimizer, 10)[0] for m in (roles.policy, roles.value)]
+    rng = torch.Generator().manual_seed(0)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        size = (config.rollout_batch, prompt)
+        rollout = collect_rollout(
+            roles.policy,
+            torch.randint(5, roles.policy.config.vocab_size, size, generator=rng).tolist(),
+            max_new_tokens=config.sampling.max_new_tokens,
+            temperature=1.0,
+            batch_size=config.sampling.batch_size,
+            eos_id=-1,  # never drawn
+            pad_id=0,
+            rng=rng,
+        )
+        with torch.no_grad(), roles.as_reward():
+            index = torch.arange(config.rollout_batch).split(config.sampling.batch_size)
+            scores = torch.cat([response_scores(roles.reward, rollout.rows(rows)) for rows in index])
+        judged = RolloutScores(scores, torch.zeros_like(scores), {})
+        experience = evaluate_rollout(roles, rollout, judged, config, 0.05)
+        with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
+            update(roles, experience, *optimizers, None, config, rng)
+        seconds = time.perf_counter() - started
+    return {"at_start": at_start, "peak": peak_memory(), "seconds": seconds}
+
+
+def compare(name: str, model: str) -> dict[str, Any]:
+    """Predict it here, run it in a process of its own."""
+    from data_schema import Source
+    from stages.configs import PpoConfig
+    from stages.memory_plan import predict
+    from stages.plan_command import predict_seconds
+
+    smollm2, settings, prompt = cases()[name]
+    config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
+    plan = predict(config, model if smollm2 else TINY, prompt)
+    seconds = sum(predict_seconds(config, plan).values())
+    done = subprocess.run(
+        [sys.executable, __file__, "--model", model, "--run", name], capture_output=True, text=True, check=True
+    )
+    measured = last_object(done.stdout)
+    predicted = measured["at_start"] + plan.peak
+    return {
+        "predicted_peak": predicted,
+        "measured_peak": measured["peak"],
+        "peak_ratio": predicted / measured["peak"],
+        "tensors_ratio": plan.peak / (measured["peak"] - measured["at_start"]),
+        "predicted_seconds": seconds,
+        "measured_seconds": measured["seconds"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/smollm2-135m", help="SmolLM2-135M's directory")
+    parser.add_argument("--only", help="one configuration")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(measure(options.run, options.model)))
+        return
+    found = {name: compare(name, options.model) for name in cases() if options.only in (None, name)}
+    if options.only is None:
+        write_result("ppo_memory", found)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A reward model trained with LoRA as what it adds to the language model it started from: an adapter and a head.
+
+A published reward model is whole, its adapter merged. Beside it `adapter/` keeps the adapter (PEFT's files) and the
+hash of the weights it belongs to, so that PPO can put reward and value over the SFT model it has in memory anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+
+from policy.errors import ModelError
+from policy.shared_weights import share_weights
+from reward.scalar_model import scalar_head
+
+FOLDER, BASE = "adapter", "base.json"
+CARD = """
+## Adapter
+
+`adapter/` holds what training added to the SFT model, as a PEFT adapter with its head, for those who have that model in
+memory anyway (triptych's PPO with `shared_backbone`). `model.safetensors` has it merged and needs neither.
+"""
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
+
+
+def write_adapter(directory: Path, model: Any, base: Path) -> None:
+    """Leave the first adapter of peft's model, with its head, beside the whole model in `directory`; `base` is the
+    checkpoint that it was trained over."""
+    from peft import get_peft_model_state_dict
+
+    folder = directory / FOLDER
+    folder.mkdir(parents=True)
+    state = get_peft_model_state_dict(model, adapter_name="default")
+    save_file({name: part.detach().cpu().contiguous() for name, part in state.items()}, folder / WEIGHTS)
+    settings = adapter_settings(model.peft_config["default"])
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (folder / BASE).write_text(json.dumps({"weights_sha256": weights_hash(base)}, indent=2) + "\n")
+
+
+def adapter_settings(lora: Any) -> dict[str, Any]:
+    """peft's settings as JSON that names no path of this machine."""
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in lora.to_dict().items()}
+    return settings | {"base_model_name_or_path": None, "inference_mode": True}
+
+
+def weights_hash(directory: Path) -> str:
+    """sha256 over a checkpoint's weight files: the same for a copy with another tokenizer or manifest."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def why_no_adapter(directory: Path, base: Path) -> str | None:
+    """Why a reward model cannot be read over the weights of `base`; None where it can."""
+    told = directory / FOLDER / BASE
+    if not told.is_file():
+        return "it was published without an adapter (trained in full, or by an earlier version)"
+    if json.loads(told.read_text())["weights_sha256"] != weights_hash(base):
+        return "it was trained over other weights"
+    return None
+
+
+def scalar_model_over(language_model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """A scalar model of this config on a language model's body, whose weights it shares; its head is 0.
+
+    Raises ModelError where the family's classifier has another body than its language model.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    name = model.base_model_prefix
+    body = getattr(language_model, name, None)
+    if type(body) is not type(getattr(model, name)):
+        raise ModelError(
+            f"{type(model).__name__} has another body than {type(language_model).__name__}, so they cannot share it; "
+            "set ppo.shared_backbone to false."
+        )
+    setattr(model, name, share_weights(body))
+    head = scalar_head(model).to_empty(device=language_model.device)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    return model.eval()
+
+
+def adapted_scalar_model(directory: Path, language_model: PreTrainedModel, trainable: bool) -> Any:
+    """The reward model in `directory` as its adapter and head over a language model (peft's PeftModel), which must be
+    the one it was trained over; see `why_no_adapter`."""
+    from peft import PeftModel
+
+    model = scalar_model_over(language_model, AutoConfig.from_pretrained(directory))
+    with warnings.catch_warnings():  # as in policy.language_model.add_lora
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        return PeftModel.from_pretrained(model, directory / FOLDER, is_trainable=trainable).eval()

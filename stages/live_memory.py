@@ -1,0 +1,50 @@
+"""What a computation would hold in memory and do, found without doing it: its shapes are run, no numbers exist."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Within it: the bytes of all tensors that are alive now, the most there were, all that were ever made, and the
+    operations. Tensors in `known` (weights) are not counted. To be used around fake tensors (torch's FakeTensorMode),
+    which carry shapes and lifetimes and have no storage."""
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = self.made = self.operations = 0
+        self._alive: dict[int, Any] = {tensor.untyped_storage()._cdata: tensor for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True  # a question about values, such as whether a mask is all True: there are none, so yes
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self.now += size
+        self.made += size
+        self.peak = max(self.peak, self.now)
+
+        def freed(_: Any) -> None:
+            self.now -= size
+            del self._alive[key]
+
+        self._alive[key] = weakref.ref(storage, freed)
+
+    def restart_peak(self) -> None:
+        self.peak = self.now
