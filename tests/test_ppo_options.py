@@ -185,8 +185,9 @@ def test_both_norms_are_averaged_over_steps_before_they_are_divided() -> None:
 
     def step(ppo_gradient: list[float], text_gradient: list[float]) -> tuple[dict[str, float], Tensor]:
         model.weight.grad = torch.tensor([ppo_gradient])
-        logged = balance.accumulate((model.weight * torch.tensor([text_gradient])).sum(), model)
-        return logged, model.weight.grad
+        taken = balance.take(model)
+        (model.weight * torch.tensor([text_gradient])).sum().backward()
+        return balance.mix(taken, model), model.weight.grad
 
     logged, gradient = step([3.0, 4.0], [0.0, 10.0])  # norms 5 and 10
     assert logged["policy/pretraining_coef"] == pytest.approx(1.0)
@@ -197,7 +198,10 @@ def test_both_norms_are_averaged_over_steps_before_they_are_divided() -> None:
     torch.testing.assert_close(gradient, torch.tensor([[45.0, 0.0]]))
     silent = GradientBalance(ratio=1.0)
     model.weight.grad = torch.ones(1, 2)
-    assert silent.accumulate((model.weight * 0).sum(), model)["policy/pretraining_coef"] == 0
+    taken = silent.take(model)
+    (model.weight * 0).sum().backward()
+    assert silent.mix(taken, model)["policy/pretraining_coef"] == 0
+    torch.testing.assert_close(model.weight.grad, torch.ones(1, 2))
 
 
 def test_a_run_with_the_gradient_ratio_logs_weight_and_norms(chain: Chain, tmp_path: Path) -> None:
