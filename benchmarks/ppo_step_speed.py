@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from stages.configs import PpoConfig
     from stages.optimizer import make_optimizer
     from stages.ppo import evaluate_rollout, update
+    from stages.ppo_prompts import shuffles
     from stages.settings import OptimizerConfig, SamplingConfig
 
     torch.set_num_threads(options.threads)
@@ -125,7 +126,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         scores = score_rollout([part], asked, ["-"] * options.batch, rollout)
         experience = evaluate_rollout(roles, rollout, scores, config, config.kl_coef)
         clock.append(time.perf_counter())
-        update(roles, experience, policy_optimizer, value_optimizer, None, config, rng)
+        update(roles, experience, policy_optimizer, value_optimizer, None, config, shuffles(options.batch, rng))
         clock.append(time.perf_counter())
         for name, begin, end in zip(seconds, clock, clock[1:], strict=False):
             seconds[name] += end - begin

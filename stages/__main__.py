@@ -28,6 +28,7 @@ commands:
   evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...
                              models beside each other on held-out tasks, zero- or few-shot
   data inspect SOURCE        what a data set holds and what is wrong with it, loss mask and leaks included
+  replay RUN_DIR --step N    an iteration of PPO once more: the same losses, and what each token was worth
   log NAME                   where a checkpoint comes from: base -> SFT -> reward model -> policy
   verify [NAME]              check the hashes of one checkpoint, or of all
 
@@ -49,6 +50,7 @@ TOOLS: dict[str, str] = {
     "score": "stages.score",
     "labeler-folds": "stages.labeler_folds",
     "evaluate-tasks": "stages.task_command",
+    "replay": "stages.replay",
 }
 DEFAULT_ROOT = Path("out")
 

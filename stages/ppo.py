@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -36,9 +37,11 @@ from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
 from stages.optimizer import make_optimizer
 from stages.ppo_metrics import TABLES, describe, judge_answers, sample_table
-from stages.ppo_prompts import load_prompts, prompt_batches
+from stages.ppo_prompts import load_prompts, prompt_batches, shuffles
+from stages.ppo_record import Optimizers, Recorder, Steps, snapshot_path, write_snapshot
 from stages.ppo_rewards import load_ppo_rewards, model_for_values
 from stages.ppo_roles import Roles, load_roles
+from stages.ppo_stop import check_step
 
 
 class Experience(NamedTuple):
@@ -58,9 +61,9 @@ class Experience(NamedTuple):
 
 def run(config: PpoConfig, job: Job) -> StageResult:
     """Improve the SFT model's answers by their rewards; the output is a causal language model."""
-    torch.manual_seed(job.seed)
     device = choose_device(config.device)
-    roles = load_roles(job.parents["sft"], model_for_values(config.rewards, job.parents), device, config.lora, job.seed)
+    roles, optimizers = begin(config, job.parents, job.seed, device)
+    recorder = Recorder(config, job, device, roles.tokenizer.pad_token_id)
     rewards = load_ppo_rewards(config, job, roles)
     rng = torch.Generator(device).manual_seed(job.seed)
     order_rng = torch.Generator().manual_seed(job.seed)
@@ -72,11 +75,10 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     if config.pretraining_coef > 0:
         documents = load_all(config.pretraining_data, Document, job.seed)
         rows = pack_documents(roles.tokenizer, documents, config.pretraining_length)
-        pretraining_rows = endless_rows(rows, config.pretraining_rows, order_rng)
+        pretraining_rows = recorder.text(endless_rows(rows, config.pretraining_rows, order_rng))
         data["pretraining_data"] = data_account(documents)
 
-    policy_optimizer = make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations)
-    value_optimizer = make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations)
+    orders = recorder.orders(shuffles(config.rollout_batch, order_rng))
     trained = [parameter for parameter in roles.policy.parameters() if parameter.requires_grad]
     averaged = [parameter.detach().clone() for parameter in trained] if config.ema_decay else []
     kl_coef = config.kl_coef
@@ -84,22 +86,19 @@ def run(config: PpoConfig, job: Job) -> StageResult:
 
     bar = tqdm(range(config.iterations), desc="ppo", unit="iteration")
     for iteration, batch in zip(bar, prompt_batches(len(ids), config.rollout_batch, order_rng), strict=False):
-        rollout = sample_answers(roles.policy, roles.tokenizer, [ids[i] for i in batch], config.sampling, rng)
+        with recorder.sampling(iteration + 1):
+            rollout = sample_answers(roles.policy, roles.tokenizer, [ids[i] for i in batch], config.sampling, rng)
         asked = [prompts[i] for i in batch]
         texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
         scores = score_rollout(rewards, asked, texts, rollout)
         experience = evaluate_rollout(roles, rollout, scores, config, kl_coef)
-        learning_rate = float(policy_optimizer[1].get_last_lr()[0])
-        with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
-            metrics = update(
-                roles, experience, policy_optimizer[0], value_optimizer[0], pretraining_rows, config, order_rng
-            )
-        for _, schedule in (policy_optimizer, value_optimizer):
-            schedule.step()
+        with recorder.iteration(iteration + 1, experience, kl_coef, config.minibatches) as steps:
+            metrics = improve(roles, optimizers, experience, kl_coef, pretraining_rows, config, orders, steps)
         if config.ema_decay:
             update_ema(averaged, trained, config.ema_decay)
+        if config.snapshot_every and (iteration + 1) % config.snapshot_every == 0:
+            write_snapshot(snapshot_path(job.directory, iteration + 1), optimizers)
 
-        metrics |= describe(experience, kl_coef, learning_rate)
         if config.kl_target is not None:
             kl_coef = adaptive_kl_coef(
                 kl_coef, metrics["objective/kl"], config.kl_target, config.kl_horizon, config.rollout_batch
@@ -118,6 +117,16 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     roles.save_policy(job.output)
     write_seen_prompts(job.output, prompts)
     return StageResult({"iterations": config.iterations, **metrics}, data)
+
+
+def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: torch.device) -> tuple[Roles, Optimizers]:
+    """The models and their optimisers before the first iteration; the same again from the same seed."""
+    torch.manual_seed(seed)  # adapters draw from the global generator
+    roles = load_roles(parents["sft"], model_for_values(config.rewards, parents), device, config.lora, seed)
+    return roles, {
+        "policy": make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations),
+        "value": make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations),
+    }
 
 
 @torch.no_grad()
@@ -144,6 +153,26 @@ def evaluate_rollout(
     return Experience(rollout, score, scores.parts, logprobs, entropy, kl, values, whiten(advantages, mask), returns)
 
 
+def improve(
+    roles: Roles,
+    optimizers: Optimizers,
+    experience: Experience,
+    kl_coef: float,
+    pretraining_rows: Iterator[Tensor] | None,
+    config: PpoConfig,
+    orders: Iterator[Tensor],
+    steps: Steps,
+) -> dict[str, float]:
+    """All of an iteration that changes weights, and what it tells; a replay does the same on recorded experience."""
+    (policy_optimizer, policy_schedule), (value_optimizer, value_schedule) = optimizers["policy"], optimizers["value"]
+    learning_rate = float(policy_schedule.get_last_lr()[0])
+    with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
+        metrics = update(roles, experience, policy_optimizer, value_optimizer, pretraining_rows, config, orders, steps)
+    policy_schedule.step()
+    value_schedule.step()
+    return metrics | describe(experience, kl_coef, learning_rate)
+
+
 def update(
     roles: Roles,
     experience: Experience,
@@ -151,13 +180,16 @@ def update(
     value_optimizer: torch.optim.Optimizer,
     pretraining_rows: Iterator[Tensor] | None,
     config: PpoConfig,
-    order_rng: torch.Generator,
+    orders: Iterator[Tensor],
+    measured: Steps | None = None,
 ) -> dict[str, float]:
-    """`inner_epochs` passes of `minibatches` optimiser steps each; returns the means of what the steps measured."""
-    n = len(experience.scores)
-    measured: list[dict[str, float]] = []
+    """`inner_epochs` passes of `minibatches` optimiser steps each; returns the means of what the steps measured.
+
+    `orders` gives each pass its permutation of the episodes; `measured`, an empty list, is filled step by step.
+    """
+    measured = [] if measured is None else measured
     for _ in range(config.inner_epochs):
-        order = torch.randperm(n, generator=order_rng).to(experience.scores.device)
+        order = next(orders).to(experience.scores.device)
         for minibatch in order.chunk(config.minibatches):
             # One token count for the whole step: a micro-batch of short answers must not weigh as much as one of long
             # ones.
@@ -193,6 +225,7 @@ def update(
                 loss = pretraining_loss(roles.policy, next(pretraining_rows))
                 (config.pretraining_coef * loss).backward()
                 step["policy/pretraining_loss"] = loss.item()
+            check_step(step, config)
             for name, model, optimizer, limit in (
                 ("policy", roles.policy, policy_optimizer, config.optimizer.max_grad_norm),
                 ("value", roles.value, value_optimizer, config.value_optimizer.max_grad_norm),

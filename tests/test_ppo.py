@@ -22,6 +22,7 @@ from reward.sources import score_rollout
 from stages import ppo
 from stages.configs import PpoConfig
 from stages.ppo import Experience, describe, evaluate_rollout, prompt_batches, update
+from stages.ppo_prompts import shuffles
 from stages.ppo_rewards import load_ppo_rewards
 from stages.ppo_roles import Roles, load_roles
 from stages.recipe import load_recipe
@@ -84,8 +85,8 @@ class Updated:
         self.experience = experienced(chain, self.roles, roll_out(self.roles, config), config, config.kl_coef)
         self.policy, self.value = CountingSgd(self.roles.policy, lr), CountingSgd(self.roles.value, lr)
         rows = None if pretraining is None else iter([pretraining] * 99)
-        order = torch.Generator().manual_seed(0)
-        self.metrics = update(self.roles, self.experience, self.policy, self.value, rows, config, order)
+        orders = shuffles(config.rollout_batch, torch.Generator().manual_seed(0))
+        self.metrics = update(self.roles, self.experience, self.policy, self.value, rows, config, orders)
         self.after = weights(self.roles.policy), weights(self.roles.value)
 
 
@@ -192,7 +193,7 @@ def test_a_checkpoint_s_sampling_habits_and_dropout_do_not_reach_ppo(chain: Chai
         CountingSgd(habitual.value, 0),
         None,
         config,
-        torch.Generator(),
+        shuffles(config.rollout_batch, torch.Generator()),
     )
     assert metrics["policy/mean_ratio"] == pytest.approx(1, abs=1e-5)
 
@@ -204,7 +205,8 @@ def test_the_run_stops_when_sampling_and_training_disagree(chain: Chain) -> None
     tampered = found._replace(logprobs=torch.where(found.rollout.response_mask, found.logprobs - 0.02, 0.0))
     before = weights(roles.policy)
     with pytest.raises(ModelError, match=r"ratio is 1\.02.*not the same in training as in sampling"):
-        update(roles, tampered, CountingSgd(roles.policy), CountingSgd(roles.value), None, config, torch.Generator())
+        orders = shuffles(config.rollout_batch, torch.Generator())
+        update(roles, tampered, CountingSgd(roles.policy), CountingSgd(roles.value), None, config, orders)
     assert torch.equal(weights(roles.policy), before)
 
 
