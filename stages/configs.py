@@ -165,7 +165,7 @@ class PpoConfig:
     """A judge whose scores of each rollout are logged beside the reward. It is watched, never trained on."""
     max_ratio: float | None = 10.0
     """Stop where the mean probability ratio of a minibatch, new over old, is higher; null: never."""
-    max_approx_kl: float | None = 10.0
+    max_approx_kl: float | None = 5.0
     """Stop where the approximate KL of a minibatch, old to new in nats per token, is higher; null: never."""
     keep_rollouts: bool = True
     """Keep every iteration's record for `triptych replay`; false: the latest alone, to look at after a stop."""

@@ -142,7 +142,7 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
         pairs = [
             *((number, *pair) for number, rows in both(record.steps, steps) for pair in by_name(*rows)),
             (len(steps) + 1, "stop", record.stopped, stopped),
-            *((None, *pair) for pair in by_name(logged[iteration], metrics) if iteration in logged else ()),
+            *((None, *pair) for pair in (by_name(logged[iteration], metrics) if iteration in logged else ())),
         ]
         for minibatch, name, recorded, replayed in pairs:
             if not same(recorded, replayed):

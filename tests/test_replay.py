@@ -31,10 +31,12 @@ def handlers_and_threads_put_back() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of three iterations of two inner epochs, with text, rates that move and one snapshot."""
+    """The run directory of three iterations of two inner epochs, with adapters, text, rates that move and one
+    snapshot."""
     folder = tmp_path_factory.mktemp("replay")
     root = Path(shutil.copytree(chain.root, folder / "out"))
     changes: dict[str, Any] = {"iterations": 3, "inner_epochs": 2, "kl_target": 1.0, "snapshot_every": 2}
+    changes["lora"] = {"rank": 4}
     path = write_recipe(
         folder / "r.yaml",
         {key: value for key, value in chain.recipe.items() if key != "evaluate"},
@@ -90,6 +92,13 @@ def test_every_loss_of_a_later_iteration_comes_back_bit_for_bit(
     assert {name: told["metrics"][name] for name in losses} == {name: line[name] for name in losses}
     # Four minibatches of ten numbers an iteration, with the stop that was none, and the line of the record.
     assert told["compared"] == (1 if snapshot else 3) * (4 * 10 + 1 + len(losses))
+
+
+def test_whole_models_come_back_too(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = chain.root / "runs" / chain.summary["stages"]["ppo"]["key"]
+    code, told = replayed(capsys, str(directory), "--step", "2", "--episodes", "0")
+    assert code == 0 and told["equal"] and told["compared"] > 60
+    assert told["metrics"]["policy/loss"] == recorded_lines(directory)[1]["policy/loss"]
 
 
 @pytest.mark.parametrize(
