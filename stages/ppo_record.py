@@ -243,9 +243,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
 
 def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise ModelError(
-            f"no {path}; the run ended before it, or ppo.keep_rollouts was false: choose another --step."
-        )
+        raise ModelError(f"no {path}; the run ended before it, or ppo.keep_rollouts was false: choose another --step.")
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["about"])  # noqa: SIM118

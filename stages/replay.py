@@ -12,12 +12,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.errors import ConfigError
 
 Number = float | str | None  # a text says why an iteration stopped; None: there is no such number
+NO_NUMBERS: dict[str, float] = {}
 
 
 class Difference(NamedTuple):
@@ -140,7 +142,11 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
         except StopIteration:  # the run stopped before it drew any more
             metrics = {}
         pairs = [
-            *((number, *pair) for number, rows in both(record.steps, steps) for pair in by_name(*rows)),
+            *(
+                (number, *pair)
+                for number, rows in enumerate(zip_longest(record.steps, steps, fillvalue=NO_NUMBERS), start=1)
+                for pair in by_name(*rows)
+            ),
             (len(steps) + 1, "stop", record.stopped, stopped),
             *((None, *pair) for pair in (by_name(logged[iteration], metrics) if iteration in logged else ())),
         ]
@@ -151,14 +157,6 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
                 )
             compared += 1
     return Replay(began_after, compared, None, metrics)
-
-
-def both(
-    recorded: Sequence[Mapping[str, float]], replayed: Sequence[Mapping[str, float]]
-) -> Iterator[tuple[int, tuple[Mapping[str, float], Mapping[str, float]]]]:
-    """Minibatch by minibatch from 1; where one side has no more, {}."""
-    for i in range(max(len(recorded), len(replayed))):
-        yield i + 1, (recorded[i] if i < len(recorded) else {}, replayed[i] if i < len(replayed) else {})
 
 
 def by_name(
