@@ -85,16 +85,23 @@ def measure(name: str, model: str) -> dict[str, Any]:
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import RolloutScores
-    from stages.configs import PpoConfig
     from stages.optimizer import make_optimizer
-    from stages.ppo import evaluate_rollout, update
+    from stages.out_of_memory import rows_that_fit
+    from stages.ppo import Learner, evaluate_rollout, update
+    from stages.ppo_prompts import shuffles
+    from stages.ppo_settings import PpoConfig
 
     smollm2, settings, prompt = cases()[name]
     config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
     at_start = peak_memory()
     roles = make_roles(model if smollm2 else str(TINY), config)
-    optimizers = [make_optimizer(m.parameters(), config.optimizer, 10)[0] for m in (roles.policy, roles.value)]
+    optimizers = {
+        role: make_optimizer(model.parameters(), config.optimizer, 10)
+        for role, model in (("policy", roles.policy), ("value", roles.value))
+    }
+    learner = Learner(roles, optimizers, None, rows_that_fit(config))
     rng = torch.Generator().manual_seed(0)
+    orders = shuffles(config.rollout_batch, rng)
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
@@ -115,7 +122,7 @@ def measure(name: str, model: str) -> dict[str, Any]:
         judged = RolloutScores(scores, torch.zeros_like(scores), {})
         experience = evaluate_rollout(roles, rollout, judged, config, 0.05)
         with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
-            update(roles, experience, *optimizers, None, config, rng)
+            update(learner, experience, None, config, orders)
         seconds = time.perf_counter() - started
     return {"at_start": at_start, "peak": peak_memory(), "seconds": seconds}
 
@@ -123,9 +130,9 @@ def measure(name: str, model: str) -> dict[str, Any]:
 def compare(name: str, model: str) -> dict[str, Any]:
     """Predict it here, run it in a process of its own."""
     from data_schema import Source
-    from stages.configs import PpoConfig
     from stages.memory_plan import predict
     from stages.plan_command import predict_seconds
+    from stages.ppo_settings import PpoConfig
 
     smollm2, settings, prompt = cases()[name]
     config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)

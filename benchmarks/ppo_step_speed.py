@@ -83,7 +83,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from reward.scalar_model import response_scores
     from reward.sources import ModelReward, Part, Scored, score_rollout
     from stages.optimizer import make_optimizer
-    from stages.ppo import evaluate_rollout, update
+    from stages.out_of_memory import rows_that_fit
+    from stages.ppo import Learner, evaluate_rollout, update
+    from stages.ppo_prompts import shuffles
     from stages.ppo_settings import PpoConfig
     from stages.settings import OptimizerConfig, SamplingConfig
 
@@ -95,9 +97,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         micro_batch=options.micro or min(16, options.batch), kl_coef=0.05, optimizer=optimizer,
         value_optimizer=optimizer, sampling=SamplingConfig(options.response_len, 1.0, 64),
     )  # fmt: skip
-    policy_optimizer, value_optimizer = (
-        make_optimizer(model.parameters(), optimizer, 100)[0] for model in (roles.policy, roles.value)
-    )
+    optimizers = {
+        role: make_optimizer(model.parameters(), optimizer, 100)
+        for role, model in (("policy", roles.policy), ("value", roles.value))
+    }
+    learner = Learner(roles, optimizers, None, rows_that_fit(config))
     part = Part(
         "reward_model",
         1.0,
@@ -125,7 +129,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         scores = score_rollout([part], asked, ["-"] * options.batch, rollout)
         experience = evaluate_rollout(roles, rollout, scores, config, config.kl_coef)
         clock.append(time.perf_counter())
-        update(roles, experience, policy_optimizer, value_optimizer, None, config, rng)
+        update(learner, experience, None, config, shuffles(options.batch, rng))
         clock.append(time.perf_counter())
         for name, begin, end in zip(seconds, clock, clock[1:], strict=False):
             seconds[name] += end - begin

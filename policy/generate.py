@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from policy.errors import ModelError
 from policy.masks import position_ids
 
 
@@ -53,7 +54,11 @@ def sample_responses(
         cache.batch_repeat_interleave(answers_each)
         logits, mask, positions = (t.repeat_interleave(answers_each, dim=0) for t in (logits, mask, positions))
     for step in range(max_new_tokens):
-        drawn = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=rng).squeeze(1)
+        probabilities = (logits.float() / temperature).softmax(-1)
+        # One logit of a row that is NaN or infinite makes all its probabilities NaN.
+        if probabilities[:, 0].isnan().any():
+            raise ModelError("the model's logits are not finite, so it cannot sample; its weights have diverged.")
+        drawn = torch.multinomial(probabilities, 1, generator=rng).squeeze(1)
         tokens[rows, step] = drawn
         stops = drawn == eos_id
         lengths[rows[stops]] = step + 1

@@ -29,6 +29,7 @@ commands:
                              models beside each other on held-out tasks, zero- or few-shot
   plan RECIPE                what PPO will need: memory by role and phase, and time, before anything is loaded
   data inspect SOURCE        what a data set holds and what is wrong with it, loss mask and leaks included
+  replay RUN_DIR --step N    an iteration of PPO once more: the same losses, and what each token was worth
   log NAME                   where a checkpoint comes from: base -> SFT -> reward model -> policy
   verify [NAME]              check the hashes of one checkpoint, or of all
 
@@ -51,6 +52,7 @@ TOOLS: dict[str, str] = {
     "labeler-folds": "stages.labeler_folds",
     "evaluate-tasks": "stages.task_command",
     "plan": "stages.plan_command",
+    "replay": "stages.replay",
 }
 DEFAULT_ROOT = Path("out")
 

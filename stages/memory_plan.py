@@ -29,9 +29,9 @@ from policy.language_model import add_lora, load_config
 from policy.logprobs import token_logprobs_from_hidden
 from policy.rollout import output_head
 from reward.scalar_model import scalar_head
-from stages.configs import PpoConfig
 from stages.live_memory import LiveMemory
-from stages.ppo import micro_batch
+from stages.out_of_memory import micro_batch
+from stages.ppo_settings import PpoConfig
 from stages.settings import LoraConfig
 
 CHUNK = 1024  # rows of logits that token_logprobs_from_hidden holds at once
@@ -99,7 +99,7 @@ class Models:
             for name, weight in module._parameters.items():
                 if weight is not None:
                     fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
-                    module._parameters[name] = made.setdefault(id(weight), fake)  # type: ignore[assignment]
+                    module._parameters[name] = made.setdefault(id(weight), fake)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     fake_buffer = torch.empty(buffer.shape, dtype=buffer.dtype)

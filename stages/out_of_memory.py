@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from policy.errors import ModelError
+from stages.ppo_settings import PpoConfig
 
 logger = logging.getLogger("triptych.ppo")
 T = TypeVar("T")
@@ -69,3 +70,15 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device had no room, as against a mistake in the work; PyTorch says the CPU's case in words alone."""
     told = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in told or "not enough memory" in told
+
+
+def micro_batch(config: PpoConfig) -> int:
+    """Episodes in a forward pass of the update, as the recipe says."""
+    minibatch = config.rollout_batch // config.minibatches
+    return min(config.micro_batch or minibatch, minibatch)
+
+
+def rows_that_fit(config: PpoConfig) -> RowsThatFit:
+    """As many as the recipe says, until memory runs out. Without gradients as many fit as were sampled at once."""
+    reading = min(config.sampling.batch_size, config.rollout_batch)
+    return RowsThatFit(RowsAtOnce(reading, "reading the rollout"), RowsAtOnce(micro_batch(config), "the update"))

@@ -34,15 +34,11 @@ PARENTS = {
 STAGES = tuple(PARENTS)
 # Raised when the same config would give another result; part of the key.
 VERSIONS = {"sft": 2, "comparisons": 2, "reward_model": 2, "select": 1, "ppo": 2, "evaluate": 1}
-# Where the work is done and in which pieces, or the name of what is filled in: no part of what the result is.
+# Where the work is done and in which pieces, what is kept of it, when it is given up, the name of what is filled in: no
+# part of what the result is.
 IMMATERIAL = (
-    "preset",
-    "device",
-    "packing",
-    "micro_batch",
-    "micro_batch_size",
-    "micro_batch_tokens",
-    "gradient_checkpointing",
+    *("preset", "device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens"),
+    *("gradient_checkpointing", "max_ratio", "max_approx_kl", "keep_rollouts", "snapshot_every"),
 )
 
 

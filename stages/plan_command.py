@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stages.configs import PpoConfig
     from stages.memory_plan import MemoryPlan
+    from stages.ppo_settings import PpoConfig
 
 MB = 1e6
 
@@ -40,6 +40,7 @@ def command(words: Sequence[str]) -> None:
             f"{options.recipe} has no section ppo, and that is what a plan is made of; name another recipe"
         )
 
+    from stages.memory_plan import predict
     from stages.reward_settings import reads_pipelines
 
     process = resident_bytes()

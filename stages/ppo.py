@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -35,12 +36,14 @@ from stages.answering import sample_answers
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
 from stages.optimizer import make_optimizer
-from stages.out_of_memory import RowsAtOnce, RowsThatFit
-from stages.ppo_metrics import TABLES, describe, judge_answers, sample_table
-from stages.ppo_prompts import load_prompts, prompt_batches
+from stages.out_of_memory import RowsThatFit, micro_batch, rows_that_fit
+from stages.ppo_metrics import TABLES, add_up, describe, judge_answers, means_of, sample_table
+from stages.ppo_prompts import load_prompts, prompt_batches, shuffles
+from stages.ppo_record import Optimizers, Recorder, Steps, snapshot_path, write_snapshot
 from stages.ppo_rewards import load_ppo_rewards, model_for_values
 from stages.ppo_roles import Roles, load_roles
 from stages.ppo_settings import PpoConfig
+from stages.ppo_stop import check_first_minibatch, check_step
 
 
 class Experience(NamedTuple):
@@ -58,12 +61,21 @@ class Experience(NamedTuple):
     returns: Tensor
 
 
+class Learner(NamedTuple):
+    """What an update changes, and what it carries from one step to the next."""
+
+    roles: Roles
+    optimizers: Optimizers
+    balance: GradientBalance | None  # in place of pretraining_coef
+    fits: RowsThatFit
+
+
 def run(config: PpoConfig, job: Job) -> StageResult:
     """Improve the SFT model's answers by their rewards; the output is a causal language model."""
-    torch.manual_seed(job.seed)
     device = choose_device(config.device)
-    values_from = model_for_values(config.rewards, job.parents)
-    roles = load_roles(job.parents["sft"], values_from, device, config.lora, job.seed, config.shared_backbone)
+    learner = begin(config, job.parents, job.seed, device)
+    roles = learner.roles
+    recorder = Recorder(config, job, device, roles.tokenizer.pad_token_id)
     rewards = load_ppo_rewards(config, job, roles)
     rng = torch.Generator(device).manual_seed(job.seed)
     order_rng = torch.Generator().manual_seed(job.seed)
@@ -75,58 +87,39 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     if config.mixes_text:
         documents = load_all(config.pretraining_data, Document, job.seed)
         rows = pack_documents(roles.tokenizer, documents, config.pretraining_length)
-        pretraining_rows = endless_rows(rows, config.pretraining_rows, order_rng)
+        pretraining_rows = recorder.text(endless_rows(rows, config.pretraining_rows, order_rng))
         data["pretraining_data"] = data_account(documents)
 
-    ratio = config.pretraining_gradient_ratio
-    balance = None if ratio is None else GradientBalance(ratio)
-
-    policy_iterations = config.iterations - config.value_warmup
-    policy_optimizer = make_optimizer(roles.policy.parameters(), config.optimizer, policy_iterations)
-    value_optimizer = make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations)
+    orders = recorder.orders(shuffles(config.rollout_batch, order_rng))
     trained = [parameter for parameter in roles.policy.parameters() if parameter.requires_grad]
     averaged = [parameter.detach().clone() for parameter in trained] if config.ema_decay else []
     kl_coef = config.kl_coef
     metrics: dict[str, float] = {}
-    fits = rows_that_fit(config)
 
-    bar = tqdm(range(config.iterations), desc="ppo", unit="iteration")
+    bar = tqdm(range(1, config.iterations + 1), desc="ppo", unit="iteration")
     for iteration, batch in zip(bar, prompt_batches(len(ids), config.rollout_batch, order_rng), strict=False):
-        rollout = sample_answers(roles.policy, roles.tokenizer, [ids[i] for i in batch], config.sampling, rng)
+        with recorder.sampling(iteration):
+            rollout = sample_answers(roles.policy, roles.tokenizer, [ids[i] for i in batch], config.sampling, rng)
         asked = [prompts[i] for i in batch]
         texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
         scores = score_rollout(rewards, asked, texts, rollout)
-        experience = evaluate_rollout(roles, rollout, scores, config, kl_coef, fits)
-        policy_learns = iteration >= config.value_warmup
-        learning_rate = float(policy_optimizer[1].get_last_lr()[0]) if policy_learns else 0.0
-        with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
-            metrics = update(
-                roles,
-                experience,
-                policy_optimizer[0],
-                value_optimizer[0],
-                pretraining_rows,
-                config,
-                order_rng,
-                balance,
-                policy_learns,
-                fits,
-            )
-        for _, schedule in (policy_optimizer, value_optimizer) if policy_learns else (value_optimizer,):
-            schedule.step()
+        experience = evaluate_rollout(roles, rollout, scores, config, kl_coef, learner.fits)
+        with recorder.iteration(iteration, experience, kl_coef, config.minibatches) as steps:
+            metrics = improve(learner, experience, kl_coef, pretraining_rows, config, orders, iteration, steps)
         if config.ema_decay:
             update_ema(averaged, trained, config.ema_decay)
+        if config.snapshot_every and iteration % config.snapshot_every == 0:
+            write_snapshot(snapshot_path(job.directory, iteration), learner.optimizers, learner.balance)
 
-        metrics |= describe(experience, kl_coef, learning_rate, config.kl_estimator)
-        if config.kl_target is not None and policy_learns:
+        if config.kl_target is not None and iteration > config.value_warmup:
             kl_coef = adaptive_kl_coef(
                 kl_coef, metrics["objective/kl"], config.kl_target, config.kl_horizon, config.rollout_batch
             )
         if judge is not None:
             metrics |= judge_answers(judge, asked, texts, rollout.ended)
-        job.tracker.log(metrics, step=iteration + 1)
-        if iteration % math.ceil(config.iterations / TABLES) == 0 or iteration + 1 == config.iterations:
-            job.tracker.table("samples", *sample_table(asked, texts, experience), step=iteration + 1)
+        job.tracker.log(metrics, step=iteration)
+        if (iteration - 1) % math.ceil(config.iterations / TABLES) == 0 or iteration == config.iterations:
+            job.tracker.table("samples", *sample_table(asked, texts, experience), step=iteration)
         bar.set_postfix(score=f"{metrics['objective/score']:.2f}", kl=f"{metrics['objective/kl']:.2f}")
 
     if config.ema_decay:
@@ -136,6 +129,20 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     roles.save_policy(job.output)
     write_seen_prompts(job.output, prompts)
     return StageResult({"iterations": config.iterations, **metrics}, data)
+
+
+def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: torch.device) -> Learner:
+    """The models and their optimisers before the first iteration; the same again from the same seed."""
+    torch.manual_seed(seed)  # adapters draw from the global generator
+    values_from = model_for_values(config.rewards, parents)
+    roles = load_roles(parents["sft"], values_from, device, config.lora, seed, config.shared_backbone)
+    policy_iterations = config.iterations - config.value_warmup
+    optimizers = {
+        "policy": make_optimizer(roles.policy.parameters(), config.optimizer, policy_iterations),
+        "value": make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations),
+    }
+    ratio = config.pretraining_gradient_ratio
+    return Learner(roles, optimizers, None if ratio is None else GradientBalance(ratio), rows_that_fit(config))
 
 
 @torch.no_grad()
@@ -173,59 +180,70 @@ def evaluate_rollout(
     return Experience(rollout, score, scores.parts, logprobs, entropy, kl, values, whiten(advantages, mask), returns)
 
 
-def update(
-    roles: Roles,
+def improve(
+    learner: Learner,
     experience: Experience,
-    policy_optimizer: torch.optim.Optimizer,
-    value_optimizer: torch.optim.Optimizer,
+    kl_coef: float,
     pretraining_rows: Iterator[Tensor] | None,
     config: PpoConfig,
-    order_rng: torch.Generator,
-    balance: GradientBalance | None = None,
+    orders: Iterator[Tensor],
+    iteration: int,
+    steps: Steps,
+) -> dict[str, float]:
+    """All of an iteration that changes weights, and what it tells; a replay does the same on recorded experience."""
+    policy_learns = iteration > config.value_warmup
+    learning_rate = float(learner.optimizers["policy"][1].get_last_lr()[0]) if policy_learns else 0.0
+    with checkpointed(config.gradient_checkpointing, learner.roles.policy, learner.roles.value):
+        metrics = update(learner, experience, pretraining_rows, config, orders, steps, policy_learns)
+    for role, (_, schedule) in learner.optimizers.items():
+        if policy_learns or role != "policy":
+            schedule.step()
+    return metrics | describe(experience, kl_coef, learning_rate, config.kl_estimator)
+
+
+def update(
+    learner: Learner,
+    experience: Experience,
+    pretraining_rows: Iterator[Tensor] | None,
+    config: PpoConfig,
+    orders: Iterator[Tensor],
+    measured: Steps | None = None,
     policy_learns: bool = True,
-    fits: RowsThatFit | None = None,
 ) -> dict[str, float]:
     """`inner_epochs` passes of `minibatches` optimiser steps each, fewer where the policy gets too far; returns the
-    means of what the steps measured. `balance` replaces pretraining_coef; without `policy_learns` the value model
-    alone takes steps."""
-    n = len(experience.scores)
-    fits = fits or rows_that_fit(config)
-    measured: list[dict[str, float]] = []
+    means of what the steps measured. `orders` gives each pass its permutation of the episodes; `measured`, an empty
+    list, is filled step by step; without `policy_learns` the value model alone takes steps."""
+    measured = [] if measured is None else measured
+    roles = learner.roles
+    models = {"policy": roles.policy, "value": roles.value}
+    limits = {"policy": config.optimizer.max_grad_norm, "value": config.value_optimizer.max_grad_norm}
     for _ in range(config.inner_epochs):
-        order = torch.randperm(n, generator=order_rng).to(experience.scores.device)
+        order = next(orders).to(experience.scores.device)
         for minibatch in order.chunk(config.minibatches):
             text = None if pretraining_rows is None else next(pretraining_rows)
-            work = partial(minibatch_gradient, roles, experience, minibatch, text, config, balance)
-            step = fits.update.do(work, roles.policy, roles.value)
+            work = partial(minibatch_gradient, roles, experience, minibatch, text, config, learner.balance)
+            step = learner.fits.update.do(work, roles.policy, roles.value)
             if not measured:
                 check_first_minibatch(step)
+            check_step(step, config)
             # Measured before this minibatch's own step, so it is how far the earlier ones went.
             target = config.target_approx_kl
             if measured and target is not None and step["policy/approx_kl_k3"] > target:
-                policy_optimizer.zero_grad()
-                value_optimizer.zero_grad()
+                for optimizer, _ in learner.optimizers.values():
+                    optimizer.zero_grad()
                 return means_of(measured)
-            for name, model, optimizer, limit in (
-                ("policy", roles.policy, policy_optimizer, config.optimizer.max_grad_norm),
-                ("value", roles.value, value_optimizer, config.value_optimizer.max_grad_norm),
-            ):
-                norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+            for role, (optimizer, _) in learner.optimizers.items():
+                norm = float(torch.nn.utils.clip_grad_norm_(models[role].parameters(), limits[role]))
                 if not math.isfinite(norm):
                     raise ModelError(
-                        f"ppo: the {name} model's gradient is {norm}; lower ppo's learning rates or clip_range."
+                        f"ppo: the {role} model's gradient is {norm}; lower ppo's learning rates or clip_range."
                     )
-                step[f"{name}/grad_norm"] = norm
-                if policy_learns or name != "policy":
+                step[f"{role}/grad_norm"] = norm
+                if policy_learns or role != "policy":
                     optimizer.step()
                 optimizer.zero_grad()
             measured.append(step)
     return means_of(measured)
-
-
-def means_of(measured: list[dict[str, float]]) -> dict[str, float]:
-    """Means over an iteration's optimiser steps, and how many those were."""
-    means = {name: sum(step[name] for step in measured) / len(measured) for name in measured[0]}
-    return {**means, "policy/optimizer_steps": float(len(measured))}
 
 
 def minibatch_gradient(
@@ -278,33 +296,3 @@ def minibatch_gradient(
         if balance:
             step |= balance.mix(ppo_gradient, roles.policy)
     return step
-
-
-def micro_batch(config: PpoConfig) -> int:
-    minibatch = config.rollout_batch // config.minibatches
-    return min(config.micro_batch or minibatch, minibatch)
-
-
-def rows_that_fit(config: PpoConfig) -> RowsThatFit:
-    """As many as the recipe says, until memory runs out. Without gradients as many fit as were sampled at once."""
-    reading = min(config.sampling.batch_size, config.rollout_batch)
-    return RowsThatFit(RowsAtOnce(reading, "reading the rollout"), RowsAtOnce(micro_batch(config), "the update"))
-
-
-def add_up(total: dict[str, float], part: Mapping[str, float]) -> None:
-    for name, value in part.items():
-        total[name] = total.get(name, 0.0) + value
-
-
-def check_first_minibatch(step: Mapping[str, float]) -> None:
-    """Before any weight has changed, new and old log-probabilities are of one model: ratio 1, KL 0, nothing clipped.
-
-    If they differ by more than rounding, sampling and training disagree on temperature, masks, positions or dropout,
-    and every later number would be wrong; so the run stops here.
-    """
-    ratio, kl, clipped = step["policy/mean_ratio"], step["policy/approx_kl"], step["policy/clip_fraction"]
-    if abs(ratio - 1) > 1e-3 or kl > 1e-5 or clipped > 0:
-        raise ModelError(
-            f"ppo: before the first update ratio is {ratio:.6f} (not 1), approx-KL {kl:.2e} (not 0), clip fraction "
-            f"{clipped:.4f} (not 0): the model is not the same in training as in sampling."
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,3 +67,14 @@ def sample_table(
         for i in range(min(SAMPLE_ROWS, len(prompts)))
     ]
     return ["prompt", "response", "score", "kl"], rows
+
+
+def add_up(total: dict[str, float], part: Mapping[str, float]) -> None:
+    for name, value in part.items():
+        total[name] = total.get(name, 0.0) + value
+
+
+def means_of(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over an iteration's optimiser steps, and how many those were."""
+    means = {name: sum(step[name] for step in measured) / len(measured) for name in measured[0]}
+    return {**means, "policy/optimizer_steps": float(len(measured))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data_schema import Prompt, Records, dedup_prompts, load_all
@@ -35,3 +36,9 @@ def prompt_batches(n_prompts: int, batch: int, rng: torch.Generator) -> Iterator
         order = torch.randperm(n_prompts, generator=rng)
         for start in range(0, n_prompts - batch + 1, batch):
             yield order[start : start + batch].tolist()
+
+
+def shuffles(n: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Permutations of n episodes without end, each drawn when it is asked for."""
+    while True:
+        yield torch.randperm(n, generator=rng)

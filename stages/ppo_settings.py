@@ -105,6 +105,14 @@ class PpoConfig:
     over that model; else two copies (docs/memory.md)."""
     monitor: JudgePath | None = None
     """A judge whose scores of each rollout are logged beside the reward. It is watched, never trained on."""
+    max_ratio: float | None = 10.0
+    """Stop where the mean probability ratio of a minibatch, new over old, is higher; null: never."""
+    max_approx_kl: float | None = 5.0
+    """Stop where the approximate KL of a minibatch, old to new in nats per token, is higher; null: never."""
+    keep_rollouts: bool = True
+    """Keep every iteration's record for `triptych replay`; false: the latest alone, to look at after a stop."""
+    snapshot_every: int = 0
+    """Save the state of training after every so many iterations, so that a replay can begin there; 0: never."""
     device: Device = "auto"
 
     def __post_init__(self) -> None:
@@ -115,6 +123,7 @@ class PpoConfig:
             self, max_prompt_length=COUNT, kl_coef=NOT_NEGATIVE, kl_target=POSITIVE, kl_horizon=COUNT, gamma=SHARE
         )
         check_bounds(self, gae_lambda=SHARE, clip_range=POSITIVE, value_clip_range=POSITIVE)
+        check_bounds(self, max_ratio=(1, INFINITY), max_approx_kl=POSITIVE, snapshot_every=NOT_NEGATIVE)
         check_bounds(
             self,
             score_clip=POSITIVE,

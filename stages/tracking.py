@@ -63,7 +63,7 @@ class Tracker:
             _move_aside(run_dir, [f"wandb/{path.name}" for path in run_dir.glob("wandb/offline-run-*")])
         else:
             tables = [f"{key}.jsonl" for key, _ in _read_json(run_dir / TABLES, default=[])]
-            _move_aside(run_dir, [RECORD, TABLES, "wandb", *tables])
+            _move_aside(run_dir, [RECORD, TABLES, "wandb", "rollouts", "snapshots", *tables])
         self._record = (run_dir / RECORD).open("a", encoding="utf-8")
         self._run: wandb.Run | None = None
         self._data_dir_before = os.environ.get("WANDB_DATA_DIR")

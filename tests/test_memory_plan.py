@@ -17,11 +17,11 @@ from torch._subclasses import FakeTensorMode
 
 from data_schema import Source
 from policy.language_model import LanguageModel
-from stages.configs import PpoConfig
 from stages.errors import ConfigError
 from stages.live_memory import LiveMemory
 from stages.memory_plan import MemoryPlan, predict
 from stages.plan_command import command
+from stages.ppo_settings import PpoConfig
 from stages.settings import LoraConfig, SamplingConfig
 
 LORA = LoraConfig(rank=4, targets="q_proj,v_proj")

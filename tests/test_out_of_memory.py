@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain, job
-from test_ppo import CountingSgd, experienced, roll_out, weights
+from test_ppo import CountingSgd, experienced, learning, roll_out, weights
 from torch import Tensor, nn
 
 from policy.errors import ModelError
 from stages import ppo
-from stages.configs import PpoConfig
-from stages.out_of_memory import RowsAtOnce
-from stages.ppo import evaluate_rollout, rows_that_fit, update
+from stages.out_of_memory import RowsAtOnce, rows_that_fit
+from stages.ppo import evaluate_rollout, update
+from stages.ppo_prompts import shuffles
 from stages.ppo_roles import Roles, load_roles
+from stages.ppo_settings import PpoConfig
 from stages.recipe import load_recipe
 from stages.settings import OptimizerConfig
 
@@ -68,9 +69,9 @@ class Update:
         self.texts_read = 0
         self.fits = rows_that_fit(config)
         with room_for(limit, getattr(self.roles, where).model, **refusal) as self.calls:
-            self.metrics = update(
-                self.roles, experience, self.policy, self.value, self.texts(), config, self.order, self.fits
-            )
+            learner = learning(self.roles, config, self.policy, self.value)._replace(fits=self.fits)
+            orders = shuffles(config.rollout_batch, self.order)
+            self.metrics = update(learner, experience, self.texts(), config, orders)
 
     def texts(self) -> Iterator[Tensor]:
         rng = torch.Generator().manual_seed(0)

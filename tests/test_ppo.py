@@ -20,7 +20,9 @@ from policy.rollout import Rollout, collect_rollout
 from reward.scoring import score_responses
 from reward.sources import score_rollout
 from stages import ppo
-from stages.ppo import Experience, describe, evaluate_rollout, prompt_batches, update
+from stages.out_of_memory import rows_that_fit
+from stages.ppo import Experience, Learner, describe, evaluate_rollout, prompt_batches, update
+from stages.ppo_prompts import shuffles
 from stages.ppo_rewards import load_ppo_rewards
 from stages.ppo_roles import Roles, load_roles
 from stages.ppo_settings import PpoConfig
@@ -75,6 +77,11 @@ class CountingSgd(torch.optim.SGD):
         super().step(closure)
 
 
+def learning(roles: Roles, config: PpoConfig, policy: Any, value: Any, balance: Any = None) -> Learner:
+    """Optimisers without a schedule."""
+    return Learner(roles, {"policy": (policy, None), "value": (value, None)}, balance, rows_that_fit(config))
+
+
 class Updated:
     """The small chain's models after one `update`."""
 
@@ -84,8 +91,9 @@ class Updated:
         self.experience = experienced(chain, self.roles, roll_out(self.roles, config), config, config.kl_coef)
         self.policy, self.value = CountingSgd(self.roles.policy, lr), CountingSgd(self.roles.value, lr)
         rows = None if pretraining is None else iter([pretraining] * 99)
-        order = torch.Generator().manual_seed(0)
-        self.metrics = update(self.roles, self.experience, self.policy, self.value, rows, config, order)
+        orders = shuffles(config.rollout_batch, torch.Generator().manual_seed(0))
+        learner = learning(self.roles, config, self.policy, self.value)
+        self.metrics = update(learner, self.experience, rows, config, orders)
         self.after = weights(self.roles.policy), weights(self.roles.value)
 
 
@@ -185,15 +193,8 @@ def test_a_checkpoint_s_sampling_habits_and_dropout_do_not_reach_ppo(chain: Chai
     assert torch.equal(rollouts[0].responses, rollouts[1].responses)
     found = experienced(chain, habitual, rollouts[1], config, 0.1)
     torch.testing.assert_close(found.kl, torch.zeros_like(found.kl), atol=1e-5, rtol=0)
-    metrics = update(
-        habitual,
-        found,
-        CountingSgd(habitual.policy, 0),
-        CountingSgd(habitual.value, 0),
-        None,
-        config,
-        torch.Generator(),
-    )
+    learner = learning(habitual, config, CountingSgd(habitual.policy, 0), CountingSgd(habitual.value, 0))
+    metrics = update(learner, found, None, config, shuffles(config.rollout_batch, torch.Generator()))
     assert metrics["policy/mean_ratio"] == pytest.approx(1, abs=1e-5)
 
 
@@ -204,7 +205,9 @@ def test_the_run_stops_when_sampling_and_training_disagree(chain: Chain) -> None
     tampered = found._replace(logprobs=torch.where(found.rollout.response_mask, found.logprobs - 0.02, 0.0))
     before = weights(roles.policy)
     with pytest.raises(ModelError, match=r"ratio is 1\.02.*not the same in training as in sampling"):
-        update(roles, tampered, CountingSgd(roles.policy), CountingSgd(roles.value), None, config, torch.Generator())
+        orders = shuffles(config.rollout_batch, torch.Generator())
+        learner = learning(roles, config, CountingSgd(roles.policy), CountingSgd(roles.value))
+        update(learner, tampered, None, config, orders)
     assert torch.equal(weights(roles.policy), before)
 
 

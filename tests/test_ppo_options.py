@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain
-from test_ppo import UNCLIPPED, CountingSgd, Updated, config_of, experienced, roles_of, roll_out, run, weights
+from test_ppo import (
+    UNCLIPPED,
+    CountingSgd,
+    Updated,
+    config_of,
+    experienced,
+    learning,
+    roles_of,
+    roll_out,
+    run,
+    weights,
+)
 from torch import Tensor
 
 from data_schema import Document, load_all
@@ -21,6 +32,7 @@ from policy.pretraining import GradientBalance, pack_documents, pretraining_loss
 from reward.sources import RolloutScores
 from stages import ppo
 from stages.ppo import describe, evaluate_rollout, update
+from stages.ppo_prompts import shuffles
 from stages.settings import OptimizerConfig
 
 CHARGED = {
@@ -92,7 +104,9 @@ def test_mean_entropy_counts_real_tokens_only() -> None:
 def test_an_iteration_ends_where_the_policy_is_too_far_from_the_one_that_sampled(
     chain: Chain, target: float | None, steps: int
 ) -> None:
-    done = Updated(chain, config_of(chain, minibatches=4, inner_epochs=2, target_approx_kl=target))
+    no_stop = {"max_ratio": None, "max_approx_kl": None}  # of the run: these steps are huge
+    config = config_of(chain, minibatches=4, inner_epochs=2, target_approx_kl=target, **no_stop)
+    done = Updated(chain, config)
     assert (done.policy.steps, done.value.steps) == (steps, steps)
     assert done.metrics["policy/optimizer_steps"] == steps
     assert all(parameter.grad is None for parameter in done.roles.policy.parameters())  # nothing for the next iteration
@@ -108,9 +122,8 @@ def test_the_stop_leaves_out_the_step_that_would_have_followed(chain: Chain) -> 
     rows = {name: getattr(found, name)[first] for name in ("scores", "logprobs", "values", "advantages", "returns")}
     alone = found._replace(rollout=found.rollout._replace(**{n: x[first] for n, x in found.rollout._asdict().items()}))
     one = replace(config, minibatches=1)
-    update(
-        roles, alone._replace(**rows), CountingSgd(roles.policy), CountingSgd(roles.value), None, one, torch.Generator()
-    )
+    learner = learning(roles, one, CountingSgd(roles.policy), CountingSgd(roles.value))
+    update(learner, alone._replace(**rows), None, one, shuffles(4, torch.Generator()))
     for model, got in zip((roles.policy, roles.value), stopped.after, strict=True):
         torch.testing.assert_close(got, weights(model), atol=1e-5, rtol=1e-5)
 
@@ -121,7 +134,8 @@ def test_while_the_value_model_warms_up_the_policy_keeps_every_bit(chain: Chain,
     before = weights(roles.policy), weights(roles.value)
     found = experienced(chain, roles, roll_out(roles, config), config, 0.1)
     policy, value = CountingSgd(roles.policy), CountingSgd(roles.value)
-    update(roles, found, policy, value, None, config, torch.Generator(), policy_learns=False)
+    orders = shuffles(config.rollout_batch, torch.Generator())
+    update(learning(roles, config, policy, value), found, None, config, orders, policy_learns=False)
     assert torch.equal(weights(roles.policy), before[0]) and policy.steps == 0
     assert (weights(roles.value) - before[1]).abs().max() > 1e-3 and value.steps == config.minibatches
 
@@ -169,8 +183,9 @@ def test_the_pretraining_weight_keeps_its_gradient_in_proportion(chain: Chain) -
     roles = roles_of(chain)
     found = experienced(chain, roles, roll_out(roles, config), config, config.kl_coef)
     steps = CountingSgd(roles.policy), CountingSgd(roles.value)
-    order = torch.Generator().manual_seed(0)
-    metrics = update(roles, found, *steps, iter([rows]), config, order, GradientBalance(0.25))
+    orders = shuffles(config.rollout_batch, torch.Generator().manual_seed(0))
+    learner = learning(roles, config, *steps, GradientBalance(0.25))
+    metrics = update(learner, found, iter([rows]), config, orders)
     weight = 0.25 * ppo_gradient.norm() / text.norm()
     change = without.before[0] - weights(roles.policy)
     torch.testing.assert_close(change, ppo_gradient + weight * text, atol=1e-5, rtol=1e-3)

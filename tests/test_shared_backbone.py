@@ -23,9 +23,9 @@ from reward.adapter import weights_hash
 from reward.scalar_model import load_scalar_model, response_scores, response_values
 from reward.scoring import as_rollout
 from stages import ppo, reward_model
-from stages.configs import PpoConfig
 from stages.errors import ConfigError
 from stages.ppo_roles import Roles, load_roles
+from stages.ppo_settings import PpoConfig
 from stages.recipe import load_recipe
 from stages.reward_settings import RewardPart
 from stages.settings import LoraConfig

@@ -1,0 +1,57 @@
+"""When PPO stops by itself: numbers that are not finite, and updates that leave the policy that sampled far behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from policy.errors import ModelError
+from stages.ppo_settings import PpoConfig
+
+if TYPE_CHECKING:
+    from stages.ppo import Experience
+
+
+def check_experience(experience: Experience) -> None:
+    """Raise ModelError where a log-probability, KL, value, advantage, score or part of it is NaN or infinite."""
+    named = {**experience._asdict(), **{f"reward/{name}": scores for name, scores in experience.parts.items()}}
+    for name, values in named.items():
+        if isinstance(values, Tensor) and not values.isfinite().all():
+            place = (~values.isfinite()).nonzero()[0].tolist()
+            raise ModelError(
+                f"ppo: {name} is {values[tuple(place)].item()} in episode {place[0]}; lower ppo's learning rates, or "
+                "mend the reward."
+            )
+
+
+def check_step(step: Mapping[str, float], config: PpoConfig) -> None:
+    """Raise ModelError for what a minibatch measured: a number that is not finite, or one above the recipe's limits."""
+    for name, value in step.items():
+        if not math.isfinite(value):
+            raise ModelError(f"ppo: {name} is {value}; lower ppo's learning rates.")
+    for name, key, limit in (
+        ("policy/mean_ratio", "max_ratio", config.max_ratio),
+        ("policy/approx_kl", "max_approx_kl", config.max_approx_kl),
+    ):
+        if limit is not None and step[name] > limit:
+            raise ModelError(
+                f"ppo: {name} is {step[name]:.4g}, above ppo.{key} ({limit:g}): the updates have left the policy that "
+                "sampled far behind; lower ppo's learning rates or inner_epochs, or raise the limit."
+            )
+
+
+def check_first_minibatch(step: Mapping[str, float]) -> None:
+    """Before any weight has changed, new and old log-probabilities are of one model: ratio 1, KL 0, nothing clipped.
+
+    If they differ by more than rounding, sampling and training disagree on temperature, masks, positions or dropout,
+    and every later number would be wrong; so the run stops here.
+    """
+    ratio, kl, clipped = step["policy/mean_ratio"], step["policy/approx_kl"], step["policy/clip_fraction"]
+    if abs(ratio - 1) > 1e-3 or kl > 1e-5 or clipped > 0:
+        raise ModelError(
+            f"ppo: before the first update ratio is {ratio:.6f} (not 1), approx-KL {kl:.2e} (not 0), clip fraction "
+            f"{clipped:.4f} (not 0): the model is not the same in training as in sampling."
+        )
