@@ -70,7 +70,7 @@ def test_gradient_checkpointing_acts_on_policy_and_value_model(
 
             return hook
 
-        handles = [getattr(roles, name).model.layers[0].mlp.register_forward_hook(count(name)) for name in passes]
+        handles = [getattr(roles, name).model.layers[0].self_attn.register_forward_hook(count(name)) for name in passes]
         measured = real(*arguments, **named)
         for handle in handles:
             handle.remove()
