@@ -99,7 +99,7 @@ class Models:
             for name, weight in module._parameters.items():
                 if weight is not None:
                     fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
-                    module._parameters[name] = made.setdefault(id(weight), fake)  # type: ignore[assignment]
+                    module._parameters[name] = made.setdefault(id(weight), fake)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     fake_buffer = torch.empty(buffer.shape, dtype=buffer.dtype)
