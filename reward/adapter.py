@@ -77,8 +77,8 @@ def scalar_model_over(language_model: PreTrainedModel, config: PreTrainedConfig)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     name = model.base_model_prefix
-    body: Any = getattr(language_model, name, None)
-    if type(body) is not type(getattr(model, name)):
+    body = getattr(language_model, name, None)
+    if body is None or type(body) is not type(getattr(model, name)):
         raise ModelError(
             f"{type(model).__name__} has another body than {type(language_model).__name__}, so they cannot share it; "
             "set ppo.shared_backbone to false."

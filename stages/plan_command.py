@@ -40,7 +40,7 @@ def command(words: Sequence[str]) -> None:
             f"{options.recipe} has no section ppo, and that is what a plan is made of; name another recipe"
         )
 
-    from stages.memory_plan import predict
+    from stages.memory_plan import predict  # with it come the libraries that a run has in memory
     from stages.reward_settings import reads_pipelines
 
     process = resident_bytes()

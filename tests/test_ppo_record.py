@@ -17,6 +17,7 @@ from policy.errors import ModelError
 from policy.generate import sample_responses
 from policy.language_model import load_language_model
 from policy.masks import mask_from_lengths
+from policy.pretraining import GradientBalance
 from policy.rollout import Rollout
 from stages import ppo
 from stages.ppo import Experience
@@ -116,10 +117,14 @@ def test_a_snapshot_brings_weights_moments_and_rates_back(tmp_path: Path) -> Non
 
     whole, optimizers = start()
     learn(whole, optimizers, range(2))
-    write_snapshot(tmp_path / "s.safetensors", optimizers)
+    balance = GradientBalance(0.5)
+    balance.norms = (3.0, 0.1)
+    write_snapshot(tmp_path / "s.safetensors", optimizers, balance)
     learn(whole, optimizers, range(2, 6))
     again, optimizers = start()
-    read_snapshot(tmp_path / "s.safetensors", optimizers, CPU)
+    other = GradientBalance(0.5)
+    read_snapshot(tmp_path / "s.safetensors", optimizers, other, CPU)
+    assert other.norms == balance.norms
     learn(again, optimizers, range(2, 6))
     assert torch.equal(whole.weight, again.weight)
     assert not torch.equal(whole.weight, model().weight)

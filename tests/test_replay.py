@@ -90,8 +90,8 @@ def test_every_loss_of_a_later_iteration_comes_back_bit_for_bit(
     losses = [name for name in line if name.startswith(("policy/", "value/", "objective/", "reward/"))]
     assert len(losses) > 20
     assert {name: told["metrics"][name] for name in losses} == {name: line[name] for name in losses}
-    # Four minibatches of ten numbers an iteration, with the stop that was none, and the line of the record.
-    assert told["compared"] == (1 if snapshot else 3) * (4 * 10 + 1 + len(losses))
+    # Four minibatches of eleven numbers an iteration, with the stop that was none, and the line of the record.
+    assert told["compared"] == (1 if snapshot else 3) * (4 * 11 + 1 + len(losses))
 
 
 def test_whole_models_come_back_too(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +157,7 @@ def test_a_stop_comes_back_at_the_same_minibatch(
     directory, step = told.split("triptych replay ")[1].split(" --step ")
     code, found = replayed(capsys, directory, "--step", step.strip(), "--episodes", "3")
     assert code == 0 and found["equal"] and found["stopped"]
-    assert len(found["steps"]) == 1 and found["compared"] == 10 + 1
+    assert len(found["steps"]) == 1 and found["compared"] == 11 + 1
     assert [episode["episode"] for episode in found["episodes"]] == sorted(found["at_fault"])[:3]
     # Run again without the limit, the stopped try's record moves aside and can still be looked at.
     assert main(words) == 0

@@ -62,7 +62,7 @@ def test_gradient_checkpointing_acts_on_policy_and_value_model(
     passes = {"policy": 0, "value": 0}
 
     def counted(*arguments: Any, **named: Any) -> Any:
-        roles = arguments[0]
+        roles = arguments[0].roles
 
         def count(name: str) -> Any:
             def hook(*_: Any) -> None:
