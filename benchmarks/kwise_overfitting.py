@@ -46,9 +46,9 @@ def train(
 
     from policy.language_model import disable_dropout
     from reward.scalar_model import from_language_model
+    from stages.judge.measures import judge_pairs
     from stages.optimizer import make_optimizer
     from stages.ranking_trainer import RankingCollator, RankingModule, RankingTrainer, shares_prompts
-    from stages.reward_judging import judge_pairs
     from stages.settings import OptimizerConfig
 
     model: Any = from_language_model(sft, torch.device("cpu"), seed=0)

@@ -85,8 +85,8 @@ def measure(name: str, model: str) -> dict[str, Any]:
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import RolloutScores
+    from stages.memory.out_of_memory import rows_that_fit
     from stages.optimizer import make_optimizer
-    from stages.out_of_memory import rows_that_fit
     from stages.ppo import Learner, evaluate_rollout, update
     from stages.ppo_prompts import shuffles
     from stages.ppo_settings import PpoConfig
@@ -130,8 +130,8 @@ def measure(name: str, model: str) -> dict[str, Any]:
 def compare(name: str, model: str) -> dict[str, Any]:
     """Predict it here, run it in a process of its own."""
     from data_schema import Source
-    from stages.memory_plan import predict
-    from stages.plan_command import predict_seconds
+    from stages.memory.command import predict_seconds
+    from stages.memory.prediction import predict
     from stages.ppo_settings import PpoConfig
 
     smollm2, settings, prompt = cases()[name]

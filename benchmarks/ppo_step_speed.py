@@ -82,8 +82,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import ModelReward, Part, Scored, score_rollout
+    from stages.memory.out_of_memory import rows_that_fit
     from stages.optimizer import make_optimizer
-    from stages.out_of_memory import rows_that_fit
     from stages.ppo import Learner, evaluate_rollout, update
     from stages.ppo_prompts import shuffles
     from stages.ppo_settings import PpoConfig

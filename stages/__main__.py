@@ -45,14 +45,14 @@ STAGE_COMMANDS = {
 }
 # Commands that live in a module of their own, as `command(words)`.
 TOOLS: dict[str, str] = {
-    "sweep": "stages.sweep",
-    "data": "stages.data_command",
-    "judge": "stages.judge",
-    "score": "stages.score",
-    "labeler-folds": "stages.labeler_folds",
-    "evaluate-tasks": "stages.task_command",
-    "plan": "stages.plan_command",
-    "replay": "stages.replay",
+    "sweep": "stages.sweep.command",
+    "data": "stages.doctor.command",
+    "judge": "stages.judge.command",
+    "score": "stages.judge.score",
+    "labeler-folds": "stages.judge.labeler_folds",
+    "evaluate-tasks": "stages.tasks.command",
+    "plan": "stages.memory.command",
+    "replay": "stages.replay.command",
 }
 DEFAULT_ROOT = Path("out")
 

@@ -80,7 +80,7 @@ def run_stages(
     """Run the stages that are to run, name those that are published; returns the summary's rows by stage."""
     done: dict[str, dict[str, Any]] = {}
     if to_run:
-        from stages.data_gate import check_stages  # loads transformers
+        from stages.doctor.gate import check_stages  # loads transformers
 
         check_stages(plans, to_run, store, recipe.seed)
     for number, plan in enumerate(plans, start=1):

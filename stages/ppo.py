@@ -35,8 +35,8 @@ from reward.sources import RolloutScores, score_rollout
 from stages.answering import sample_answers
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
+from stages.memory.out_of_memory import RowsThatFit, micro_batch, rows_that_fit
 from stages.optimizer import make_optimizer
-from stages.out_of_memory import RowsThatFit, micro_batch, rows_that_fit
 from stages.ppo_metrics import TABLES, add_up, describe, judge_answers, means_of, sample_table
 from stages.ppo_prompts import load_prompts, prompt_batches, shuffles
 from stages.ppo_record import Optimizers, Recorder, Steps, snapshot_path, write_snapshot

@@ -29,6 +29,7 @@ from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
 from stages.configs import RewardModelConfig
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
+from stages.judge.measures import judge_pairs
 from stages.model_card import write_reward_card
 from stages.optimizer import make_optimizer
 from stages.ranking_trainer import (
@@ -41,7 +42,6 @@ from stages.ranking_trainer import (
     shares_prompts,
 )
 from stages.reward_ensemble import judge_members, member_seed, publish_members, set_scales, train_others
-from stages.reward_judging import judge_pairs
 from stages.reward_settings import LabelConfig
 from stages.trainer import RecordCallback, count_steps, trainer_arguments
 

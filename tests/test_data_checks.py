@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from data_schema import Comparison, Demonstration, Message, Record
-from stages.data_checks import RowChecks, script_of
+from stages.doctor.checks import RowChecks, script_of
 
 
 def demonstration(question: str, answer: str, name: str = "d1") -> Demonstration:

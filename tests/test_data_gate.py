@@ -15,7 +15,7 @@ from checkpoint_store import CheckpointStore
 from data_schema import DataError, Demonstration, Document, Source
 from policy.errors import ModelError
 from stages.configs import Recipe
-from stages.data_gate import READS, ROWS, check_stages, first_rows
+from stages.doctor.gate import READS, ROWS, check_stages, first_rows
 from stages.errors import ConfigError
 from stages.pipeline import run_pipeline
 from stages.plan import STAGES, plan_pipeline

@@ -27,13 +27,13 @@ from reward.scoring import as_rollout
 from reward.sources import score_rollout
 from stages import ppo, reward_model
 from stages.errors import ConfigError
+from stages.judge.scorer import Scored, open_scorer, score_answers
 from stages.ppo_rewards import load_ppo_rewards
 from stages.ppo_roles import load_roles
 from stages.ranking_trainer import Ranking, RankingCollator, merge_labelers
 from stages.recipe import load_recipe
 from stages.reward_ensemble import trained_member
 from stages.reward_settings import LabelConfig, RewardPart
-from stages.scorer import Scored, open_scorer, score_answers
 from stages.settings import LoraConfig, OptimizerConfig
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from policy.encoding import encode_answers
 from policy.language_model import load_tokenizer
 from stages.__main__ import main
 from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
-from stages.judge import JSON_FILE, PAGE_FILE, add_votes
+from stages.judge.command import JSON_FILE, PAGE_FILE, add_votes
 
 WORDS = ["fox", "dog", "owl", "cat", "hen", "saw", "axe", "fig", "pear", "lime", "bear", "crab"]
 

@@ -10,7 +10,7 @@ from small_recipe import Chain
 from data_schema import Comparison, Message, write_records
 from stages.__main__ import main
 from stages.errors import ConfigError
-from stages.labeler_folds import labeler_groups
+from stages.judge.labeler_folds import labeler_groups
 
 WORDS = ["fox", "dog", "owl", "cat", "hen", "saw", "axe", "fig"]
 

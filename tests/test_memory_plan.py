@@ -18,9 +18,9 @@ from torch._subclasses import FakeTensorMode
 from data_schema import Source
 from policy.language_model import LanguageModel
 from stages.errors import ConfigError
-from stages.live_memory import LiveMemory
-from stages.memory_plan import MemoryPlan, predict
-from stages.plan_command import command
+from stages.memory.command import command
+from stages.memory.live import LiveMemory
+from stages.memory.prediction import MemoryPlan, predict
 from stages.ppo_settings import PpoConfig
 from stages.settings import LoraConfig, SamplingConfig
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from policy.errors import ModelError
 from stages import ppo
-from stages.out_of_memory import RowsAtOnce, rows_that_fit
+from stages.memory.out_of_memory import RowsAtOnce, rows_that_fit
 from stages.ppo import evaluate_rollout, update
 from stages.ppo_prompts import shuffles
 from stages.ppo_roles import Roles, load_roles

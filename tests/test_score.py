@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 from data_schema import Message
 from policy.encoding import encode_answers
 from policy.language_model import load_tokenizer
-from stages import score
 from stages.__main__ import main
+from stages.judge import score
 from stages.model_card import CARD_FILE
 
 ASK = "repeat these words : fox owl"

@@ -20,8 +20,8 @@ from stages.held_out_losses import (
     summarise_losses,
     write_losses,
 )
-from stages.sweep import parse_grid, parse_seeds
-from stages.sweep_report import Result, legend, summarise_sweep, table_of
+from stages.sweep.command import parse_grid, parse_seeds
+from stages.sweep.report import Result, legend, summarise_sweep, table_of
 
 pytestmark = pytest.mark.timeout(300)
 FEW_STEPS = {

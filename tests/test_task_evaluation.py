@@ -23,9 +23,9 @@ from policy.answer_likelihood import Question, answer_logprobs, like_length_batc
 from policy.greedy import greedy_answers
 from policy.language_model import save_checkpoint
 from stages.__main__ import main
-from stages.task_data import ChoiceRule, Task, build_tasks, shuffled, with_exemplars
-from stages.task_evaluation import name_and_model
-from stages.task_metrics import Estimate, exact_match, mean_of_tasks, normalise_answer, rouge_l, share
+from stages.tasks.data import ChoiceRule, Task, build_tasks, shuffled, with_exemplars
+from stages.tasks.evaluation import name_and_model
+from stages.tasks.metrics import Estimate, exact_match, mean_of_tasks, normalise_answer, rouge_l, share
 
 SHORT_OF_TOKENS = 40  # so small a bound that most questions are read alone
 Z = 1.959964

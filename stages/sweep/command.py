@@ -28,7 +28,7 @@ from stages.held_out_losses import read_losses
 from stages.pipeline import run_stages
 from stages.plan import STAGES, StagePlan, plain, plan_pipeline
 from stages.recipe import load_recipe
-from stages.sweep_report import Result, flat_numbers, print_sweep, print_sweep_plan, summarise_sweep, write_sweep
+from stages.sweep.report import Result, flat_numbers, print_sweep, print_sweep_plan, summarise_sweep, write_sweep
 
 if TYPE_CHECKING:
     from checkpoint_store import Manifest

@@ -25,7 +25,7 @@ from data_schema.format_parts import Drop, Origin, prompt_of
 from data_schema.formats import FORMATS, check_format_name, recognise
 from data_schema.records import check_list, check_text
 from stages.errors import ConfigError
-from stages.scorer import Asked, Scored, Scorer, open_scorer, score_answers
+from stages.judge.scorer import Asked, Scored, Scorer, open_scorer, score_answers
 
 logger = logging.getLogger("triptych.score")
 CHUNK = 256  # rows written at a time; what a kill loses at most

@@ -13,9 +13,9 @@ from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from stages.data_view import visible
+from stages.doctor.view import visible
 from stages.ppo_record import Record
-from stages.replay import Replay
+from stages.replay.command import Replay
 
 COLUMNS = ("reward", "kl", "value", "advantage", "logprob")
 

@@ -63,7 +63,7 @@ def command(words: Sequence[str]) -> None:
     from policy.language_model import load_tokenizer
     from stages.pipeline import quiet_libraries
     from stages.ppo_record import read_record, record_path
-    from stages.replay_view import as_json, episodes_of, print_replay
+    from stages.replay.view import as_json, episodes_of, print_replay
 
     quiet_libraries()
     parents = find_parents(options.run, run["parents"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_schema import Source
 from stages.errors import ConfigError
-from stages.task_evaluation import TaskEvaluation, evaluate_tasks, write_samples
+from stages.tasks.evaluation import TaskEvaluation, evaluate_tasks, write_samples
 
 SETTINGS = {field.name for field in fields(TaskEvaluation)} - {"models", "tasks"}
 
@@ -19,7 +19,7 @@ def command(words: Sequence[str]) -> None:
     """`triptych evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...`"""
     options = parser().parse_args(words)
     from stages.pipeline import quiet_libraries
-    from stages.task_report import as_json, print_report
+    from stages.tasks.report import as_json, print_report
 
     for path in filter(None, (options.json, options.samples)):
         if not path.parent.is_dir():  # after the work would be too late

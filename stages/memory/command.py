@@ -1,4 +1,4 @@
-"""`triptych plan RECIPE`: what PPO will need, predicted before anything is loaded (stages/memory_plan.py)."""
+"""`triptych plan RECIPE`: what PPO will need, predicted before anything is loaded (stages/memory/prediction.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stages.memory_plan import MemoryPlan
+    from stages.memory.prediction import MemoryPlan
     from stages.ppo_settings import PpoConfig
 
 MB = 1e6
@@ -40,7 +40,7 @@ def command(words: Sequence[str]) -> None:
             f"{options.recipe} has no section ppo, and that is what a plan is made of; name another recipe"
         )
 
-    from stages.memory_plan import predict  # with it come the libraries that a run has in memory
+    from stages.memory.prediction import predict  # with it come the libraries that a run has in memory
     from stages.reward_settings import reads_pipelines
 
     process = resident_bytes()

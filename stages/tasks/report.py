@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stages.task_data import Task
-from stages.task_evaluation import EXACT, METRICS, RANK, Evaluation, Row, TaskEvaluation
-from stages.task_metrics import Estimate, mean, mean_of_tasks, share
+from stages.tasks.data import Task
+from stages.tasks.evaluation import EXACT, METRICS, RANK, Evaluation, Row, TaskEvaluation
+from stages.tasks.metrics import Estimate, mean, mean_of_tasks, share
 
 WIDTH_IN_FILES = 160  # columns
 

@@ -25,12 +25,12 @@ from stages import reward_model
 from stages.configs import Recipe
 from stages.errors import ConfigError
 from stages.job import Job, keep_back
-from stages.judge import score_comparisons
+from stages.judge.command import score_comparisons
+from stages.judge.measures import judge_scores
+from stages.judge.scorer import open_scorer
 from stages.pipeline import check_parents, quiet_libraries
 from stages.plan import StagePlan, plan_pipeline
 from stages.recipe import load_recipe
-from stages.reward_judging import judge_scores
-from stages.scorer import open_scorer
 from stages.statistics import mean_with_standard_error
 from stages.tracking import Tracker
 

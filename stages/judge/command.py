@@ -24,10 +24,10 @@ from stages.comparisons import HELD_OUT_FILE, distinct_answers, rank_answers
 from stages.configs import ComparisonsConfig
 from stages.errors import ConfigError
 from stages.job import keep_back, prompt_hash, read_seen_prompts
-from stages.judge_page import print_judgement, write_page
+from stages.judge.measures import ScoredPairs, correlation, judge_scores, quarters, scored_pairs, table
+from stages.judge.page import print_judgement, write_page
+from stages.judge.scorer import Scorer, find_checkpoint, open_scorer, score_answers
 from stages.judging import load_judge
-from stages.reward_judging import ScoredPairs, correlation, judge_scores, quarters, scored_pairs, table
-from stages.scorer import Scorer, find_checkpoint, open_scorer, score_answers
 from stages.settings import SamplingConfig
 
 logger = logging.getLogger("triptych.judge")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from data_schema import Source
     from policy.answer_likelihood import Question
     from policy.greedy import GreedyAnswer
-    from stages.task_data import Example, Task
-    from stages.task_models import Reader
+    from stages.tasks.data import Example, Task
+    from stages.tasks.models import Reader
 
 RANK, EXACT, ROUGE = "rank accuracy", "exact match", "ROUGE-L"
 METRICS = {"rank": (RANK,), "text": (EXACT, ROUGE)}
@@ -89,8 +89,8 @@ def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
     from data_schema import Demonstration, load_all
     from policy.language_model import choose_device
     from stages.job import read_seen_prompts
-    from stages.task_data import ChoiceRule, build_tasks
-    from stages.task_models import open_reader
+    from stages.tasks.data import ChoiceRule, build_tasks
+    from stages.tasks.models import open_reader
 
     device = choose_device(config.device)
     store = CheckpointStore(root / "store")
@@ -189,7 +189,7 @@ def rank(example: Example, question: Question, sums: Sequence[float], config: Ta
 
 
 def compare(example: Example, answer: GreedyAnswer) -> Row:
-    from stages.task_metrics import exact_match, rouge_l
+    from stages.tasks.metrics import exact_match, rouge_l
 
     found = {EXACT: exact_match(answer.text, example.references), ROUGE: rouge_l(answer.text, example.references)}
     return Row(answer.text, found, {"ended": answer.ended})

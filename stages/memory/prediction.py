@@ -29,8 +29,8 @@ from policy.language_model import add_lora, load_config
 from policy.logprobs import token_logprobs_from_hidden
 from policy.rollout import output_head
 from reward.scalar_model import scalar_head
-from stages.live_memory import LiveMemory
-from stages.out_of_memory import micro_batch
+from stages.memory.live import LiveMemory
+from stages.memory.out_of_memory import micro_batch
 from stages.ppo_settings import PpoConfig
 from stages.settings import LoraConfig
 

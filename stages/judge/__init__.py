@@ -1,0 +1,1 @@
+"""A reward model looked at before PPO trusts it: `triptych judge`, `score` and `labeler-folds`."""

@@ -1,0 +1,1 @@
+"""An iteration of PPO once more, bit for bit: `triptych replay`."""

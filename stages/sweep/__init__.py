@@ -1,0 +1,1 @@
+"""One recipe over a grid of overrides: `triptych sweep`."""

@@ -1,0 +1,1 @@
+"""Zero- and few-shot evaluation on held-out tasks: `triptych evaluate-tasks`."""
