@@ -75,7 +75,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     device = choose_device(config.device)
     learner = begin(config, job.parents, job.seed, device)
     roles = learner.roles
-    recorder = Recorder(config, job, device, roles.tokenizer.pad_token_id)
+    recorder = Recorder(config, job, device, roles.tokenizer.pad_token_id, learner.fits)
     rewards = load_ppo_rewards(config, job, roles)
     rng = torch.Generator(device).manual_seed(job.seed)
     order_rng = torch.Generator().manual_seed(job.seed)

@@ -28,6 +28,7 @@ from policy.masks import mask_from_lengths
 from policy.pretraining import GradientBalance
 from policy.rollout import Rollout, unflatten
 from stages.job import Job
+from stages.memory.out_of_memory import RowsThatFit
 from stages.plan import plain
 from stages.ppo_settings import PpoConfig
 from stages.ppo_stop import check_experience
@@ -49,6 +50,7 @@ class Record(NamedTuple):
     orders: list[Tensor]  # per inner epoch: the (batch,) permutation that was cut into minibatches
     text: list[Tensor]  # per optimiser step: pretraining rows (rows, length); none without PPO-ptx
     steps: Steps
+    rows_at_once: int  # episodes in a forward pass, fewer than the recipe says where memory ran out
     stopped: str  # why the run ended within this iteration; "" where it did not
     at_fault: list[int]  # the episodes of the minibatch it ended in
 
@@ -56,7 +58,8 @@ class Record(NamedTuple):
 class Recorder:
     """Remembers what an iteration draws and measures, and writes it down however the iteration ends."""
 
-    def __init__(self, config: PpoConfig, job: Job, device: torch.device, pad_id: int):
+    def __init__(self, config: PpoConfig, job: Job, device: torch.device, pad_id: int, fits: RowsThatFit):
+        self.fits = fits
         self.run_directory, self.keep_all, self.pad_id = job.directory, config.keep_rollouts, pad_id
         self.drawn_orders: list[Tensor] = []
         self.drawn_text: list[Tensor] = []
@@ -121,7 +124,10 @@ class Recorder:
         stopped: str = "",
         at_fault: list[int] | None = None,
     ) -> None:
-        record = Record(experience, kl_coef, self.drawn_orders, self.drawn_text, self.steps, stopped, at_fault or [])
+        rows_at_once = self.fits.update.rows
+        record = Record(
+            experience, kl_coef, self.drawn_orders, self.drawn_text, self.steps, rows_at_once, stopped, at_fault or []
+        )
         write_record(record_path(self.run_directory, iteration), record, self.pad_id)
         if not self.keep_all:
             record_path(self.run_directory, iteration - 1).unlink(missing_ok=True)
@@ -157,7 +163,9 @@ def write_record(path: Path, record: Record, pad_id: int) -> None:
         tensors["orders"] = narrow(torch.stack(record.orders))
     if record.text:
         tensors["text"] = narrow(torch.stack(record.text))
-    about = {name: getattr(record, name) for name in ("kl_coef", "steps", "stopped", "at_fault")} | {"pad_id": pad_id}
+    about = {name: getattr(record, name) for name in ("kl_coef", "steps", "rows_at_once", "stopped", "at_fault")} | {
+        "pad_id": pad_id
+    }
     _save(path, tensors, about)
 
 
@@ -186,6 +194,7 @@ def read_record(path: Path, device: torch.device) -> Record:
         [order.long().cpu() for order in tensors.get("orders", ())],
         [rows.cpu() for rows in tensors.get("text", ())],
         about["steps"],
+        about["rows_at_once"],
         about["stopped"],
         about["at_fault"],
     )

@@ -54,7 +54,7 @@ def record(lengths: list[int], largest_id: int = 99) -> Record:
     orders = [torch.randperm(ROWS, generator=rng) for _ in range(2)]
     text = [torch.randint(0, 70_000, (2, 6), generator=rng, dtype=torch.int32) for _ in range(4)]
     steps = [{"policy/loss": 0.1 + 0.2, "value/loss": 1e-300}, {"policy/loss": float("inf"), "value/loss": -0.0}]
-    return Record(experience, 0.1 + 0.2, orders, text, steps, "why it stopped", [3, 0])
+    return Record(experience, 0.1 + 0.2, orders, text, steps, 8, "why it stopped", [3, 0])
 
 
 @pytest.mark.parametrize("lengths", [[2, 6, 1, 3, 6], [1, 1, 1, 1, 1]])

@@ -129,6 +129,7 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
     compared, metrics = 0, {}
     for iteration in tqdm(range(began_after + 1, step + 1), desc="replay", unit="iteration", file=sys.stderr):
         record = read_record(record_path(directory, iteration), device)
+        learner.fits.update.rows = record.rows_at_once  # sums are cut into as many parts
         steps: Steps = []
         text = iter(record.text) if config.mixes_text else None
         stopped = ""
