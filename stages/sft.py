@@ -200,6 +200,7 @@ def encode_records(
     """
     import pyarrow as pa
     from datasets import Dataset
+    from datasets.fingerprint import generate_random_fingerprint
 
     schema = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "record": pa.int64()})
     batches, dropped, place = [], 0, 0
@@ -217,7 +218,8 @@ def encode_records(
         logger.warning(
             "sft: %d of %d demonstrations are longer than %d tokens and dropped", dropped, len(records), max_length
         )
-    return Dataset(pa.Table.from_batches(batches, schema=schema)), dropped
+    # With a fingerprint of its own: to make one, datasets would copy the whole table.
+    return Dataset(pa.Table.from_batches(batches, schema=schema), fingerprint=generate_random_fingerprint()), dropped
 
 
 def _batches(records: Records[Demonstration], size: int) -> Iterator[list[Demonstration]]:
