@@ -1,5 +1,6 @@
 """One batch element per prompt against shuffled pairs: which one overfits (InstructGPT 3.5)?
 
+    triptych sft --config recipes/quickstart.yaml --root out/k9
     triptych comparisons --config recipes/quickstart.yaml --comparisons.answers_per_prompt 9 \
         --comparisons.prompts.limit 800 --root out/k9
     python benchmarks/kwise_overfitting.py out/k9 quickstart [--epochs 3] [--out docs/images/kwise_overfitting.svg]
