@@ -178,7 +178,7 @@ def test_with_lora_the_whole_model_is_published_with_its_trained_head(chain: Cha
 
     lora = {"lora": LoraConfig(rank=4), "optimizer": OptimizerConfig(1e-2)}
     output, result = train(chain, tmp_path, **lora)
-    assert not list(output.glob("adapter*"))
+    assert not list(output.glob("adapter_*"))  # at the top they would make it an adapter, not a whole model
     tuned, sft = (
         AutoModelForSequenceClassification.from_pretrained(path) for path in (output, chain.checkpoint("sft"))
     )
