@@ -86,6 +86,7 @@ def train(
             model.parameters(), OptimizerConfig(LEARNING_RATE, schedule="constant"), per_epoch * epochs
         ),
     )  # fmt: skip
+    trainer.add_callback(Measure())
     trainer.train()
     return record
 
