@@ -85,9 +85,7 @@ def measure(name: str, model: str) -> dict[str, Any]:
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import RolloutScores
-    from stages.memory.out_of_memory import rows_that_fit
-    from stages.optimizer import make_optimizer
-    from stages.ppo import Learner, evaluate_rollout, update
+    from stages.ppo import evaluate_rollout, make_learner, update
     from stages.ppo_prompts import shuffles
     from stages.ppo_settings import PpoConfig
 
@@ -95,11 +93,7 @@ def measure(name: str, model: str) -> dict[str, Any]:
     config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
     at_start = peak_memory()
     roles = make_roles(model if smollm2 else str(TINY), config)
-    optimizers = {
-        role: make_optimizer(model.parameters(), config.optimizer, 10)
-        for role, model in (("policy", roles.policy), ("value", roles.value))
-    }
-    learner = Learner(roles, optimizers, None, rows_that_fit(config))
+    learner = make_learner(roles, config)
     rng = torch.Generator().manual_seed(0)
     orders = shuffles(config.rollout_batch, rng)
     seconds = 0.0

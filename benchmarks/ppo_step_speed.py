@@ -82,9 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import ModelReward, Part, Scored, score_rollout
-    from stages.memory.out_of_memory import rows_that_fit
-    from stages.optimizer import make_optimizer
-    from stages.ppo import Learner, evaluate_rollout, update
+    from stages.ppo import evaluate_rollout, make_learner, update
     from stages.ppo_prompts import shuffles
     from stages.ppo_settings import PpoConfig
     from stages.settings import OptimizerConfig, SamplingConfig
@@ -97,11 +95,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         micro_batch=options.micro or min(16, options.batch), kl_coef=0.05, optimizer=optimizer,
         value_optimizer=optimizer, sampling=SamplingConfig(options.response_len, 1.0, 64),
     )  # fmt: skip
-    optimizers = {
-        role: make_optimizer(model.parameters(), optimizer, 100)
-        for role, model in (("policy", roles.policy), ("value", roles.value))
-    }
-    learner = Learner(roles, optimizers, None, rows_that_fit(config))
+    learner = make_learner(roles, config)
     part = Part(
         "reward_model",
         1.0,

@@ -9,8 +9,9 @@ et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization").
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -87,11 +88,7 @@ def _adding(factors: Factors) -> Any:
 @torch.no_grad()
 def member_scores(model: PreTrainedModel, members: Sequence[Member], rollout: Rollout) -> Tensor:
     """(1 + members, batch) each one's normalised scores, the first member's first."""
-    scores = [response_scores(model, rollout)]
-    for member in members:
-        with acting_as(model, member):
-            scores.append(member.normalisation(response_scores(model, rollout, normalised=False)))
-    return torch.stack(scores)
+    return _of_each(model, members, partial(response_scores, model, rollout))
 
 
 def ensemble_scores(
@@ -104,12 +101,17 @@ def ensemble_scores(
     batch_size: int = 32,
 ) -> Tensor:
     """(n,) float32 normalised scores on the CPU, the mean over the model and the ensemble's further members."""
-    scores = [score_responses(model, prompts, responses, pad_id, batch_size=batch_size)]
+    score = partial(score_responses, model, prompts, responses, pad_id, batch_size=batch_size)
+    return _of_each(model, members, score).mean(0)
+
+
+def _of_each(model: PreTrainedModel, members: Sequence[Member], score: Callable[..., Tensor]) -> Tensor:
+    """(1 + members, n) what `score(normalised=...)` gives while the model acts as each member, on that one's scale."""
+    scores = [score(normalised=True)]
     for member in members:
         with acting_as(model, member):
-            raw = score_responses(model, prompts, responses, pad_id, batch_size=batch_size, normalised=False)
-        scores.append(member.normalisation(raw))
-    return torch.stack(scores).mean(0)
+            scores.append(member.normalisation(score(normalised=False)))
+    return torch.stack(scores)
 
 
 def combine(scores: Tensor, how: Literal["mean", "minimum", "penalised"], disagreement_coef: float = 1.0) -> Scored:

@@ -28,7 +28,7 @@ from policy.errors import ModelError
 from policy.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
 from policy.language_model import choose_device
 from policy.losses import clipped_policy_loss, clipped_value_loss, mean_entropy
-from policy.pretraining import GradientBalance, endless_rows, pack_documents, pretraining_loss
+from policy.pretraining import GradientBalance, endless_rows, pack_documents, pretraining_loss, trained
 from policy.rollout import Rollout, response_logprobs
 from reward.scalar_model import response_values
 from reward.sources import RolloutScores, score_rollout
@@ -91,8 +91,8 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         data["pretraining_data"] = data_account(documents)
 
     orders = recorder.orders(shuffles(config.rollout_batch, order_rng))
-    trained = [parameter for parameter in roles.policy.parameters() if parameter.requires_grad]
-    averaged = [parameter.detach().clone() for parameter in trained] if config.ema_decay else []
+    learned = trained(roles.policy)
+    averaged = [parameter.detach().clone() for parameter in learned] if config.ema_decay else []
     kl_coef = config.kl_coef
     metrics: dict[str, float] = {}
 
@@ -107,10 +107,9 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         with recorder.iteration(iteration, experience, kl_coef, config.minibatches) as steps:
             metrics = improve(learner, experience, kl_coef, pretraining_rows, config, orders, iteration, steps)
         if config.ema_decay:
-            update_ema(averaged, trained, config.ema_decay)
+            update_ema(averaged, learned, config.ema_decay)
         if config.snapshot_every and iteration % config.snapshot_every == 0:
             write_snapshot(snapshot_path(job.directory, iteration), learner.optimizers, learner.balance)
-
         if config.kl_target is not None and iteration > config.value_warmup:
             kl_coef = adaptive_kl_coef(
                 kl_coef, metrics["objective/kl"], config.kl_target, config.kl_horizon, config.rollout_batch
@@ -124,7 +123,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
 
     if config.ema_decay:
         with torch.no_grad():
-            for parameter, average in zip(trained, averaged, strict=True):
+            for parameter, average in zip(learned, averaged, strict=True):
                 parameter.copy_(average)
     roles.save_policy(job.output)
     write_seen_prompts(job.output, prompts)
@@ -136,9 +135,13 @@ def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: tor
     torch.manual_seed(seed)  # adapters draw from the global generator
     values_from = model_for_values(config.rewards, parents)
     roles = load_roles(parents["sft"], values_from, device, config.lora, seed, config.shared_backbone)
-    policy_iterations = config.iterations - config.value_warmup
+    return make_learner(roles, config)
+
+
+def make_learner(roles: Roles, config: PpoConfig) -> Learner:
+    """Optimisers and schedules of the recipe for these models."""
     optimizers = {
-        "policy": make_optimizer(roles.policy.parameters(), config.optimizer, policy_iterations),
+        "policy": make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations - config.value_warmup),
         "value": make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations),
     }
     ratio = config.pretraining_gradient_ratio
@@ -227,8 +230,7 @@ def update(
                 check_first_minibatch(step)
             check_step(step, config)
             # Measured before this minibatch's own step, so it is how far the earlier ones went.
-            target = config.target_approx_kl
-            if measured and target is not None and step["policy/approx_kl_k3"] > target:
+            if measured and step["policy/approx_kl_k3"] > (config.target_approx_kl or math.inf):
                 for optimizer, _ in learner.optimizers.values():
                     optimizer.zero_grad()
                 return means_of(measured)
@@ -283,8 +285,8 @@ def minibatch_gradient(
             n_tokens,
         )
         value.loss.backward()
-        add_up(step, {f"policy/{name}": x.item() for name, x in policy._asdict().items()})
-        add_up(step, {"policy/entropy": entropy.item()})
+        measured = policy._asdict() | {"entropy": entropy}
+        add_up(step, {f"policy/{name}": x.item() for name, x in measured.items()})
         add_up(step, {f"value/{name}": x.item() for name, x in value._asdict().items()})
     if text is not None:
         ppo_gradient = balance.take(roles.policy) if balance else []

@@ -9,6 +9,32 @@ from typing import Any
 TEXTS_PER_EPISODE = 8  # InstructGPT C.4: pretraining examples per episode
 NO_CLIPPING = 1e6  # a bound on the gradient's norm that only a broken run reaches
 
+BOTH: dict[str, Any] = {
+    "kl_estimator": "k1",
+    "score_without_eos": -1.0,
+    "whiten_rewards": False,
+    "gamma": 1.0,
+    "gae_lambda": 0.95,
+    "clip_range": 0.2,
+    "value_clip_range": 0.2,
+}
+INSTRUCTGPT_ADAM = {
+    "schedule": "constant",
+    "warmup_steps": 10,
+    "betas": [0.9, 0.95],
+    "eps": 1e-5,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+}
+TLDR_ADAM = {
+    "learning_rate": 3e-6,
+    "schedule": "linear",
+    "warmup_steps": 0,
+    "betas": [0.9, 0.999],
+    "eps": 1e-5,
+    "weight_decay": 0.01,
+    "max_grad_norm": NO_CLIPPING,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     # Ouyang et al. 2022, appendix C.4; `pretraining_rows` follows from TEXTS_PER_EPISODE.
     "instructgpt": {
@@ -19,33 +45,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_prompt_length": 1024,
         "sampling": {"max_new_tokens": 1024, "temperature": 1.0},
         "kl_coef": 0.02,
-        "kl_estimator": "k1",
-        "score_without_eos": -1.0,
-        "whiten_rewards": False,
-        "gamma": 1.0,
-        "gae_lambda": 0.95,
-        "clip_range": 0.2,
-        "value_clip_range": 0.2,
+        **BOTH,
         "ema_decay": 0.992,
         "pretraining_coef": 27.8,
-        "optimizer": {
-            "learning_rate": 8.05e-6,
-            "schedule": "constant",
-            "warmup_steps": 10,
-            "betas": [0.9, 0.95],
-            "eps": 1e-5,
-            "weight_decay": 0.0,
-            "max_grad_norm": 1.0,
-        },
-        "value_optimizer": {
-            "learning_rate": 9e-6,
-            "schedule": "constant",
-            "warmup_steps": 10,
-            "betas": [0.9, 0.95],
-            "eps": 1e-5,
-            "weight_decay": 0.0,
-            "max_grad_norm": 1.0,
-        },
+        "optimizer": {**INSTRUCTGPT_ADAM, "learning_rate": 8.05e-6},
+        "value_optimizer": {**INSTRUCTGPT_ADAM, "learning_rate": 9e-6},
     },
     # Huang et al. 2024, summarize_from_feedback_details: ppo.py's defaults and PyTorch's AdamW.
     "tldr": {
@@ -56,33 +60,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_prompt_length": 512,
         "sampling": {"max_new_tokens": 53, "temperature": 0.7},
         "kl_coef": 0.05,
-        "kl_estimator": "k1",
-        "score_without_eos": -1.0,
-        "whiten_rewards": False,
-        "gamma": 1.0,
-        "gae_lambda": 0.95,
-        "clip_range": 0.2,
-        "value_clip_range": 0.2,
+        **BOTH,
         "pretraining_coef": 0.0,
-        "optimizer": {
-            "learning_rate": 3e-6,
-            "schedule": "linear",
-            "warmup_steps": 0,
-            "betas": [0.9, 0.999],
-            "eps": 1e-5,
-            "weight_decay": 0.01,
-            "max_grad_norm": NO_CLIPPING,
-        },
+        "optimizer": TLDR_ADAM,
         # Its value loss counts 0.1. Adam's step for a tenth of the gradient is that for the whole with ten times eps.
-        "value_optimizer": {
-            "learning_rate": 3e-6,
-            "schedule": "linear",
-            "warmup_steps": 0,
-            "betas": [0.9, 0.999],
-            "eps": 1e-4,
-            "weight_decay": 0.01,
-            "max_grad_norm": NO_CLIPPING,
-        },
+        "value_optimizer": {**TLDR_ADAM, "eps": 1e-4},
     },
 }
 

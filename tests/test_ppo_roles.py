@@ -25,8 +25,12 @@ def roles_of(chain: Chain, lora: LoraConfig | None, sft: Path | None = None) -> 
     return load_roles(sft or chain.checkpoint("sft"), chain.checkpoint("reward_model"), CPU, lora)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def answers() -> Rollout:
+    return random_answers()
+
+
+def random_answers() -> Rollout:
     rng = torch.Generator().manual_seed(0)
     prompts, responses = (
         [torch.randint(5, 80, (int(n),), generator=rng).tolist() for n in torch.randint(2, 9, (6,), generator=rng)]
@@ -39,6 +43,12 @@ def answers() -> Rollout:
 def adapted(chain: Chain, answers: Rollout) -> Roles:
     """With adapters, after a step that moved the policy and the value model away from where they began."""
     roles = roles_of(chain, LoraConfig(rank=4))
+    train(roles, answers)
+    return roles
+
+
+def train(roles: Roles, answers: Rollout) -> None:
+    """A few steps that move the policy and the value model."""
     for model, loss in (
         (roles.policy, lambda: response_logprobs(roles.policy, answers, 1.0).logprobs.sum()),
         (roles.value, lambda: response_values(roles.value, answers).sum()),
@@ -48,7 +58,6 @@ def adapted(chain: Chain, answers: Rollout) -> Roles:
             optimizer.zero_grad()
             loss().backward()
             optimizer.step()
-    return roles
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain, job
+from test_ppo_roles import random_answers, train
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -21,7 +22,6 @@ from policy.rollout import Rollout, response_logprobs
 from policy.shared_weights import share_weights
 from reward.adapter import weights_hash
 from reward.scalar_model import load_scalar_model, response_scores, response_values
-from reward.scoring import as_rollout
 from stages import ppo, reward_model
 from stages.errors import ConfigError
 from stages.ppo_roles import Roles, load_roles
@@ -52,26 +52,11 @@ def roles(chain: Chain, reward: Path) -> Roles:
 
 @pytest.fixture(scope="module")
 def answers() -> Rollout:
-    rng = torch.Generator().manual_seed(0)
-    prompts, responses = (
-        [torch.randint(5, 80, (int(n),), generator=rng).tolist() for n in torch.randint(2, 9, (6,), generator=rng)]
-        for _ in range(2)
-    )
-    return as_rollout(prompts, responses, 0, CPU)
+    return random_answers()
 
 
 def logprobs(model: Any, answers: Rollout) -> Tensor:
     return response_logprobs(model, answers, 1.0).logprobs
-
-
-def train(roles: Roles, answers: Rollout) -> None:
-    """A few steps that move the policy and the value model."""
-    for model, loss in ((roles.policy, logprobs), (roles.value, response_values)):
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
-        for _ in range(3):
-            optimizer.zero_grad()
-            loss(model, answers).sum().backward()
-            optimizer.step()
 
 
 def trained_names(model: nn.Module) -> set[str]:
