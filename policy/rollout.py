@@ -46,6 +46,16 @@ class Rollout(NamedTuple):
         )
 
 
+def as_rollout(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> Rollout:
+    """Given prompts and responses as ids, laid out as if a policy had sampled them; `ended` is True for all."""
+    prompt_ids, prompt_mask = pad(prompts, pad_id, "left")
+    response_ids, response_mask = pad(responses, pad_id, "right")
+    ended = torch.ones(len(prompts), dtype=torch.bool)
+    return Rollout(*(part.to(device) for part in (prompt_ids, prompt_mask, response_ids, response_mask, ended)))
+
+
 def collect_rollout(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],

@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from policy.errors import ModelError
-from policy.rollout import Rollout
+from policy.rollout import Rollout, as_rollout
 from reward.scalar_model import response_scores, stored_normalisation
-from reward.scoring import as_rollout
 
 TOLERANCE = 1e-4  # of a float32 score, relative to the largest one where that is above 1
 PROMPT_LENGTHS, RESPONSE_LENGTHS = (9, 2, 5, 3), (2, 7, 1, 4)  # tokens of the texts tried

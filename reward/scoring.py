@@ -8,19 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.encoding import pad
-from policy.rollout import Rollout
+from policy.rollout import as_rollout
 from reward.scalar_model import response_scores
-
-
-def as_rollout(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> Rollout:
-    """Given prompts and responses as ids, laid out as if a policy had sampled them; `ended` is True for all."""
-    prompt_ids, prompt_mask = pad(prompts, pad_id, "left")
-    response_ids, response_mask = pad(responses, pad_id, "right")
-    ended = torch.ones(len(prompts), dtype=torch.bool)
-    return Rollout(*(part.to(device) for part in (prompt_ids, prompt_mask, response_ids, response_mask, ended)))
 
 
 @torch.no_grad()

@@ -13,8 +13,10 @@ from data_schema import Prompt
 from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import LanguageModel
 from policy.rollout import Rollout, collect_rollout
+from policy.rollout_engine import RolloutEngine
 from reward.sources import Part, RolloutScores, score_rollout
 from stages.job import prompt_hash, read_seen_prompts
+from stages.judging import load_function
 from stages.settings import SamplingConfig
 
 
@@ -60,7 +62,8 @@ def sample_answers(
     answers_each: int = 1,
 ) -> Rollout:
     """Answers to prompts given as ids, drawn by a recipe's settings."""
-    return collect_rollout(
+    engine: RolloutEngine = load_function(sampling.engine, "sampling.engine") if sampling.engine else collect_rollout
+    return engine(
         model,
         ids,
         max_new_tokens=sampling.max_new_tokens,

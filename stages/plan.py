@@ -153,6 +153,11 @@ def _data(config: Any, seed: int) -> dict[str, Any]:
             load_judge(getattr(config, name), f"{config.section}.{name}")  # a wrong name is told before anything runs
             function = Source(f"python:{getattr(config, name)}")
             data[name] = {"source": function.path, "fingerprint": fingerprint(function)}
+    sampling = getattr(config, "sampling", None)
+    if sampling is not None and sampling.engine is not None:
+        load_function(sampling.engine, f"{config.section}.sampling.engine")
+        function = Source(f"python:{sampling.engine}")
+        data["engine"] = {"source": function.path, "fingerprint": fingerprint(function)}
     for place, part in enumerate(getattr(config, "rewards", [])):
         if part.function is not None:
             load_function(part.function, f"{config.section}.rewards")

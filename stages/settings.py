@@ -83,6 +83,8 @@ class SamplingConfig:
     temperature: float = 1.0
     batch_size: int = 64
     """Responses drawn at once."""
+    engine: str | None = None
+    """What draws them, "module:function" called as policy/rollout_engine.py:RolloutEngine says; null: our own loop."""
 
     def __post_init__(self) -> None:
         check_bounds(self, max_new_tokens=COUNT, temperature=POSITIVE, batch_size=COUNT)

@@ -10,6 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from policy.language_model import LanguageModel
+from policy.rollout import as_rollout, response_logprobs
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -22,9 +26,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(
-    "name", ["kwise_speed", "sft_packing", "data_preparation", "ppo_step_speed", "ppo_memory", "kwise_overfitting"]
-)
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "pairs"))
 def test_each_explains_itself(name: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py", "--help"], capture_output=True, text=True, check=True)
     assert "JSON object" in done.stdout or "record" in done.stdout
@@ -65,3 +67,18 @@ def test_one_side_alone_gives_its_figures() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["seconds"] > 0 and found["peak_memory"] > 1e8 and found["steps"] == 1
+
+
+def test_the_plain_path_reads_as_ours_does_and_takes_none_of_its_short_cuts(tiny: LanguageModel) -> None:
+    rollout = as_rollout([[5, 6, 7], [8], [9, 10]], [[20, 21, 1], [22, 1], [23, 24, 25, 26]], 0, torch.device("cpu"))
+    ours = response_logprobs(tiny.model, rollout, 1.0)
+    shapes: list[tuple[int, ...]] = []
+    hook = tiny.model.model.register_forward_pre_hook(
+        lambda _, __, words: shapes.append(tuple(words["input_ids"].shape)), with_kwargs=True
+    )
+    with load("quickstart_seeds").plain_reading():
+        plain = response_logprobs(tiny.model, rollout, 1.0)
+    hook.remove()
+    assert [shape[0] for shape in shapes] == [3]  # a row for each text
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

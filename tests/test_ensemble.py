@@ -19,11 +19,10 @@ from data_schema import Comparison, Message, write_records
 from data_schema.sources import Source
 from policy.encoding import encode_answers
 from policy.language_model import add_lora, load_tokenizer, save_checkpoint
-from policy.rollout import Rollout
+from policy.rollout import Rollout, as_rollout
 from reward.ensemble import acting_as, combine, member_scores, read_members, relative_to
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import from_language_model, load_scalar_model, response_scores
-from reward.scoring import as_rollout
 from reward.sources import score_rollout
 from stages import ppo, reward_model
 from stages.errors import ConfigError

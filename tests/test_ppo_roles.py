@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy.errors import ModelError
-from policy.rollout import Rollout, response_logprobs
+from policy.rollout import Rollout, as_rollout, response_logprobs
 from reward.scalar_model import load_scalar_model, response_scores, response_values
-from reward.scoring import as_rollout
 from stages.ppo_roles import Roles, load_roles
 from stages.settings import LoraConfig
 

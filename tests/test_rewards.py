@@ -18,10 +18,9 @@ from data_schema import Message, Prompt
 from policy.encoding import decode_responses, encode_prompts, set_template
 from policy.errors import ModelError
 from policy.language_model import load_tokenizer, save_checkpoint
-from policy.rollout import Rollout
+from policy.rollout import Rollout, as_rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import from_language_model, load_scalar_model, response_scores, store_normalisation
-from reward.scoring import as_rollout
 from reward.sources import LengthPenalty, Part, RepetitionPenalty, Scored, score_rollout
 from stages import evaluate, ppo
 from stages.errors import ConfigError

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from policy.encoding import pad
 from policy.errors import ModelError
 from policy.language_model import LanguageModel, save_checkpoint
-from policy.rollout import Rollout
+from policy.rollout import Rollout, as_rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import (
     from_language_model,
@@ -21,7 +21,6 @@ from reward.scalar_model import (
     store_normalisation,
     stored_normalisation,
 )
-from reward.scoring import as_rollout
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]

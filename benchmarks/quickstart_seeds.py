@@ -1,0 +1,104 @@
+"""The quickstart seed by seed: does PPO always end above its SFT model, and does it learn the same at speed?
+
+    python benchmarks/quickstart_seeds.py ROOT [--seeds 0 1 ...] [--plain-seeds 0 1 2] [overrides of the recipe]
+
+Each seed runs under ROOT/seed_N; what is finished there is not run again. For --plain-seeds PPO and evaluation run
+once more, from the same SFT and reward model, by a path that shares none of our short cuts: it answers with Hugging
+Face's `generate`, reads every text in a row of its own and makes whole logits. Its answers are other draws, so curves
+can agree as two seeds do and no better. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+sys.path[:0] = [str(RECIPE.parents[1]), str(Path(__file__).parent)]
+from pairs import write_result  # noqa: E402
+
+CURVES = ("objective/score", "monitor/gold", "objective/kl")
+LAST = 9  # iterations at the end of a curve that are compared
+SHOWN = ("gold_mean", "correctness_mean", "style_mean")
+
+
+@contextmanager
+def plain_reading() -> Iterator[None]:
+    """A row for every text, and logits of all its response tokens at once."""
+    from policy.logprobs import TokenLogprobs, entropy, token_logprobs
+
+    def whole(hidden: Any, head: Any, labels: Any, temperature: float, entropy_gradient: bool = False) -> Any:
+        logits = hidden @ head.T
+        return TokenLogprobs(token_logprobs(logits, labels, temperature), entropy(logits, temperature))
+
+    with (
+        patch("policy.packing.reads_packed", lambda model: False),
+        patch("policy.rollout.token_logprobs_from_hidden", whole),
+    ):
+        yield
+
+
+def learn(root: Path, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """The quickstart with these overrides: what evaluation found, and PPO's curves."""
+    from stages.pipeline import run_pipeline
+    from stages.recipe import load_recipe
+
+    summary = run_pipeline(load_recipe(RECIPE, [*overrides, "--seed", str(seed)]), root)
+    stage, models = summary["stages"]["ppo"], summary["evaluation"]
+    lines = (root / "runs" / stage["key"] / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if CURVES[0] in row]
+    return {
+        "seed": seed,
+        "pair_accuracy": summary["reward_model"]["pair_accuracy"],
+        "sft": {name: models["sft"][name] for name in SHOWN},
+        "ppo": {name: models["ppo"][name] for name in (*SHOWN, "win_rate", "win_rate_low", "win_rate_high", "kl")},
+        "ppo_seconds": stage["seconds"],
+        "curves": {name: [row[name] for row in rows] for name in CURVES},
+    }
+
+
+def compare(ours: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+    """The end of a curve: its mean by each path, the mean difference of the same seed, the spread of our seeds."""
+    ends = [[statistics.fmean(run["curves"][name][-LAST:]) for run in runs] for runs in (ours, plain)]
+    differences = [a - b for a, b in zip(*ends, strict=True)]
+    return {
+        "ours": statistics.fmean(ends[0]),
+        "plain": statistics.fmean(ends[1]),
+        "difference": statistics.fmean(differences),
+        "spread_of_seeds": statistics.stdev(ends[0]) if len(ours) > 1 else 0.0,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--plain-seeds", type=int, nargs="*", default=[])
+    options, overrides = parser.parse_known_args()
+    runs = [learn(options.root / f"seed_{seed}", seed, overrides) for seed in options.seeds]
+    for run in runs:
+        moved = ", ".join(f"{name} {run['sft'][name]:.3f} -> {run['ppo'][name]:.3f}" for name in SHOWN)
+        print(f"seed {run['seed']}: {moved}, wins {run['ppo']['win_rate']:.3f}, KL {run['ppo']['kl']:.2f}")
+    above = [run["seed"] for run in runs if run["ppo"]["gold_mean"] > run["sft"]["gold_mean"]]
+    short: dict[str, Any] = {"seeds": options.seeds, "ppo_above_sft": above, "overrides": overrides}
+    plain = []
+    for seed in options.plain_seeds:
+        engine = ["--ppo.sampling.engine", "policy.rollout_engine:transformers_rollout"]
+        with plain_reading():
+            plain.append(learn(options.root / f"seed_{seed}", seed, [*overrides, *engine]))
+    if plain:
+        twins = [next(run for run in runs if run["seed"] == seed) for seed in options.plain_seeds]
+        short["plain_path"] = {name: compare(twins, plain, name) for name in CURVES}
+    write_result("quickstart_seeds", {**short, "runs": runs, "plain_runs": plain})
+    print(json.dumps(short))
+
+
+if __name__ == "__main__":
+    main()
