@@ -5,14 +5,16 @@
 
 PATH is the Python of an environment that has TRL 1.12; the peer's script runs its PPOTrainer on the same work and
 prints one JSON object with `eps_per_s`, `split_s` and `mem.peak_rss_mb`. Both sides train policy and value in full (or
-ours adapters, with --lora), run as whole processes in turn, and drop their first update. The last line is one JSON
-object.
+ours adapters, with --lora), run as whole processes in turn, and drop their first update. Ragged answers: --stop eos
+with --tiny-vocab 32, where a random model ends an answer after 32 tokens on average. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -110,8 +112,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     asked = [Prompt("p", "benchmark", prompt=(Message("user", "-"),))] * options.batch
     seconds = {"rollout": 0.0, "evaluate": 0.0, "update": 0.0}
     tokens, started = 0, 0.0
+    profiler = contextlib.ExitStack()
     for i in range(n_updates):
         if i == 1:  # the first one warms up
+            if options.profile:
+                profile = profiler.enter_context(torch.profiler.profile(with_flops=True))
             seconds, tokens, started = dict.fromkeys(seconds, 0.0), 0, time.perf_counter()
         clock = [time.perf_counter()]
         rollout = collect_rollout(
@@ -129,9 +134,41 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             seconds[name] += end - begin
         tokens += int(rollout.lengths.sum())
     wall = time.perf_counter() - started
+    profiler.close()
     episodes = (n_updates - 1) * options.batch
     figures = {"episodes_per_second": episodes / wall, "peak_memory": peak_memory(), "response_tokens": tokens}
-    return {**figures, "seconds": seconds}
+    return {**figures, "seconds": seconds, **(where_time_goes(profile, options.threads) if options.profile else {})}
+
+
+def where_time_goes(profile: Any, threads: int) -> dict[str, Any]:
+    """Shares of the measured time by kind of operation, and the speed of matrix products beside the machine's best."""
+    import torch
+
+    kinds = {
+        "matrix products": r"aten::(mm|addmm|bmm|_addmm_activation)$",
+        "attention": r"aten::_scaled_dot_product",
+        "optimiser": r"aten::_fused_adam|linalg_vector_norm|_foreach",
+    }
+    time_of = dict.fromkeys([*kinds, "elementwise and the rest"], 0.0)
+    flops = 0
+    for event in profile.key_averages():
+        kind = next((name for name, names in kinds.items() if re.match(names, event.key)), "elementwise and the rest")
+        time_of[kind] += event.self_cpu_time_total
+        flops += event.flops if kind == "matrix products" else 0
+    a = torch.randn(1024, 1024)
+    best = []
+    for _ in range(20):
+        started = time.perf_counter()
+        a @ a
+        best.append(2 * 1024**3 / (time.perf_counter() - started))
+    total = sum(time_of.values())
+    return {
+        "shares": {name: value / total for name, value in time_of.items()},
+        "gflop": flops / 1e9,
+        "gflop_per_second": flops / 1e9 / (time_of["matrix products"] / 1e6),
+        "best_gflop_per_second": max(best) / 1e9,
+        "threads": threads,
+    }
 
 
 def main() -> None:
@@ -151,6 +188,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help="run our side alone and print its figures")
+    parser.add_argument("--profile", action="store_true", help="with --ours: also where the time goes")
     options = parser.parse_args()
     if options.ours:
         print(json.dumps(run(options)))
