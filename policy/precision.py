@@ -55,7 +55,9 @@ def autocast(device: torch.device, enabled: bool = True) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def choose_precision(name: str, device: torch.device, model: str | Path) -> str:
+def choose_precision(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device, model: str | Path
+) -> Precision:
     """ "auto" is bfloat16 where that is clearly faster on this device for a model of this width, by measurement."""
     if name != "auto":
         return name

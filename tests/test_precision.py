@@ -57,26 +57,27 @@ def test_bfloat16_gives_float32_numbers_near_those_of_float32(chain: Chain) -> N
     roles = roles_of(chain)
     rollout = roll_out(roles, config)
     exact = experienced(chain, roles, rollout, config, 0.1)
-    order = [torch.arange(config.rollout_batch)]
-    measured: dict[str, dict[str, float]] = {}
     roles.compute_in("bfloat16")
     found = experienced(chain, roles, rollout, config, 0.1)
     for name in ("scores", "logprobs", "entropy", "kl", "values", "advantages", "returns"):
         assert getattr(found, name).dtype == torch.float32, name
     for name in ("scores", "logprobs", "values"):
         ours, theirs = getattr(found, name), getattr(exact, name)
-        assert not torch.equal(ours, theirs), name
-        torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.02, msg=name)
+        assert 0 < (ours - theirs).abs().max() < 0.15 * theirs.std(), name
     # The scalar head was not rounded: a bfloat16 has 8 significant bits.
     real = found.values[rollout.response_mask]
     assert (real.bfloat16().float() != real).double().mean() > 0.9
     assert reads_packed(roles.policy)  # which a trial decides that bfloat16 would fail
 
+    orders = [torch.arange(config.rollout_batch)]
+    first: list[dict[str, float]] = []
     for precision, experience in (("float32", exact), ("bfloat16", found)):
-        learner = make_learner(roles_of(chain), config_of(chain, precision=precision))
-        measured[precision] = improve(learner, experience, 0.1, None, config, iter(order), 1, [])
-    for name in ("policy/loss", "value/loss", "policy/entropy"):
-        assert measured["bfloat16"][name] == pytest.approx(measured["float32"][name], rel=0.05, abs=0.02), name
+        given = replace(config, precision=precision)
+        steps: list[dict[str, float]] = []
+        improve(make_learner(roles_of(chain), given), experience, 0.1, None, given, iter(orders), 1, steps)
+        first.append(steps[0])
+    for name in ("policy/loss", "value/loss", "policy/entropy", "policy/grad_norm", "value/grad_norm"):
+        assert first[1][name] == pytest.approx(first[0][name], rel=0.02) and first[1][name] != first[0][name], name
 
 
 def test_what_is_kept_is_float32_and_no_step_leaves_an_old_cast_behind(chain: Chain) -> None:
