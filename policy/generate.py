@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from policy.errors import ModelError
 from policy.masks import position_ids
+from policy.precision import reads_model
 
 
 class Responses(NamedTuple):
@@ -23,6 +24,7 @@ class Responses(NamedTuple):
 
 
 @torch.no_grad()
+@reads_model
 def sample_responses(
     model: PreTrainedModel,
     prompts: Tensor,

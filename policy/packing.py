@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from policy.precision import autocast, reads_model
+
 EXACT = 1e-4  # what float32 may lose, relative to the largest state
 _reads_packed: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
@@ -53,6 +55,7 @@ def one_a_row(lengths: Sequence[int]) -> Places:
     return Places(list(range(n)), [0] * n, n, max(lengths, default=0))
 
 
+@reads_model
 def states_of_sequences(model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     """(sum of stop - start, hidden): the body's last states at tokens [start, stop) of each sequence, one after
     another.
@@ -109,8 +112,9 @@ def _try_packed(model: PreTrainedModel) -> bool:
     owner, offset = _tokens(lengths)
     was_training = model.training
     model.eval()
-    apart = _read(model, ids, lengths, alone, torch.zeros_like(alone), len(lengths), 7)[owner, offset]
-    together = _read(model, ids, lengths, row, column, 3, 7)[row[owner], column[owner] + offset]
+    with autocast(model.device, enabled=False):  # whose rounding would hide what is tried
+        apart = _read(model, ids, lengths, alone, torch.zeros_like(alone), len(lengths), 7)[owner, offset]
+        together = _read(model, ids, lengths, row, column, 3, 7)[row[owner], column[owner] + offset]
     model.train(was_training)
     allowed = EXACT * torch.finfo(together.dtype).eps / torch.finfo(torch.float32).eps
     return bool((together - apart).abs().max() <= allowed * apart.abs().max())

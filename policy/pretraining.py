@@ -14,6 +14,7 @@ from data_schema import Document
 from policy.errors import ModelError
 from policy.logprobs import token_logprobs_from_hidden
 from policy.losses import next_token_loss
+from policy.precision import reads_model
 from policy.rollout import output_head
 
 
@@ -86,6 +87,7 @@ def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+@reads_model
 def pretraining_loss(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """Next-token cross-entropy in nats per token, the mean over rows (batch, length) (InstructGPT eq. 2, last term)."""
     ids = rows.long().to(model.device)

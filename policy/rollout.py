@@ -17,6 +17,7 @@ from policy.generate import sample_responses
 from policy.logprobs import TokenLogprobs, token_logprobs_from_hidden
 from policy.masks import mask_from_lengths
 from policy.packing import states_of_sequences
+from policy.precision import reads_model
 
 
 class Rollout(NamedTuple):
@@ -116,6 +117,7 @@ def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:
     return head.weight if type(head) is torch.nn.Linear and head.bias is None else head
 
 
+@reads_model
 def response_logprobs(
     model: PreTrainedModel, rollout: Rollout, temperature: float, entropy_gradient: bool = False
 ) -> TokenLogprobs:

@@ -88,5 +88,6 @@ def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool =
 
 def scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:
     """(n, hidden) states of the body -> (n,) float32 scores or values."""
-    values: Tensor = scalar_head(model)(hidden).squeeze(-1).float()
+    head = scalar_head(model)
+    values: Tensor = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1).float()
     return stored_normalisation(model)(values) if normalised else values

@@ -26,7 +26,6 @@ from policy.ema import update_ema
 from policy.encoding import decode_responses
 from policy.errors import ModelError
 from policy.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
-from policy.language_model import choose_device
 from policy.losses import clipped_policy_loss, clipped_value_loss, mean_entropy
 from policy.pretraining import GradientBalance, endless_rows, pack_documents, pretraining_loss, trained
 from policy.rollout import Rollout, response_logprobs
@@ -41,7 +40,7 @@ from stages.ppo_metrics import TABLES, add_up, describe, judge_answers, means_of
 from stages.ppo_prompts import load_prompts, prompt_batches, shuffles
 from stages.ppo_record import Optimizers, Recorder, Steps, snapshot_path, write_snapshot
 from stages.ppo_rewards import load_ppo_rewards, model_for_values
-from stages.ppo_roles import Roles, load_roles
+from stages.ppo_roles import Roles, decided_here, load_roles
 from stages.ppo_settings import PpoConfig
 from stages.ppo_stop import check_first_minibatch, check_step
 
@@ -72,7 +71,7 @@ class Learner(NamedTuple):
 
 def run(config: PpoConfig, job: Job) -> StageResult:
     """Improve the SFT model's answers by their rewards; the output is a causal language model."""
-    device = choose_device(config.device)
+    config, device = decided_here(config, job.parents["sft"])
     learner = begin(config, job.parents, job.seed, device)
     roles = learner.roles
     recorder = Recorder(config, job, device, roles.tokenizer.pad_token_id, learner.fits)
@@ -127,7 +126,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
                 parameter.copy_(average)
     roles.save_policy(job.output)
     write_seen_prompts(job.output, prompts)
-    return StageResult({"iterations": config.iterations, **metrics}, data)
+    return StageResult({"iterations": config.iterations, "precision": config.precision, **metrics}, data)
 
 
 def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: torch.device) -> Learner:
@@ -139,7 +138,8 @@ def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: tor
 
 
 def make_learner(roles: Roles, config: PpoConfig) -> Learner:
-    """Optimisers and schedules of the recipe for these models."""
+    """Precision, optimisers and schedules of the recipe for these models."""
+    roles.compute_in(config.precision)
     optimizers = {
         "policy": make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations - config.value_warmup),
         "value": make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations),
@@ -227,7 +227,7 @@ def update(
             work = partial(minibatch_gradient, roles, experience, minibatch, text, config, learner.balance)
             step = learner.fits.update.do(work, roles.policy, roles.value)
             if not measured:
-                check_first_minibatch(step)
+                check_first_minibatch(step, config.precision)
             check_step(step, config)
             # Measured before this minibatch's own step, so it is how far the earlier ones went.
             if measured and step["policy/approx_kl_k3"] > (config.target_approx_kl or math.inf):

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.language_model import check_special_tokens, load_tokenizer
+from policy.precision import compute_in
 from policy.rollout import Rollout
 from reward.ensemble import Member, combine, member_scores, read_members
 from reward.invariance import check_scores_are_independent
@@ -49,6 +50,7 @@ class Reader(NamedTuple):
     device: torch.device
     batch_size: int
     seed: int
+    precision: str = "float32"  # of reward models that are loaded for it, once they have been checked
 
 
 def load_rewards(
@@ -63,7 +65,14 @@ def load_rewards(
 
 def load_ppo_rewards(config: PpoConfig, job: Job, roles: Roles) -> list[Part]:
     """PPO's rewards; the reward model among the roles is not loaded a second time."""
-    reader = Reader(roles.tokenizer, job.parents["sft"], roles.policy.device, config.sampling.batch_size, job.seed)
+    reader = Reader(
+        roles.tokenizer,
+        job.parents["sft"],
+        roles.policy.device,
+        config.sampling.batch_size,
+        job.seed,
+        config.precision,
+    )
     loaded = None if roles.reward is None else LoadedModel(roles.reward, roles.as_reward)
     return load_rewards(config.rewards, job.parents, reader, loaded)
 
@@ -86,6 +95,7 @@ def _load(
         check_special_tokens(tokenizer, source)
         loaded = LoadedModel(load_scalar_model(source, reader.device).eval().requires_grad_(False), nullcontext)
         check_scores_are_independent(loaded.model, tokenizer.pad_token_id)
+        compute_in(loaded.model, reader.precision)
     members = read_members(source, loaded.model)
     if part.ensemble != "mean" and not members:
         raise ConfigError(

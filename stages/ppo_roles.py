@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,21 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.errors import ModelError
-from policy.language_model import LanguageModel, add_lora, load_language_model, load_tokenizer, save_checkpoint
+from policy.language_model import (
+    LanguageModel,
+    add_lora,
+    choose_device,
+    load_language_model,
+    load_tokenizer,
+    save_checkpoint,
+)
+from policy.precision import choose_precision, compute_in
 from policy.shared_weights import share_weights
 from reward.adapter import adapted_scalar_model, scalar_model_over, why_no_adapter
 from reward.invariance import check_scores_are_independent
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import draw_head, from_language_model, load_scalar_model, scalar_head, store_normalisation
+from stages.ppo_settings import PpoConfig
 from stages.settings import LoraConfig
 
 logger = logging.getLogger("triptych.ppo")
@@ -45,10 +54,22 @@ class Roles:
         """Within it, `reward` computes what the reward model would."""
         return self.value_adapters.disable_adapter() if self.reward is self.value else nullcontext()
 
+    def compute_in(self, precision: str) -> None:
+        """From here on every role reads in "float32" or in "bfloat16"."""
+        for model in (self.policy, self.reference, self.value, self.reward):
+            if model is not None:
+                compute_in(model, precision)
+
     def save_policy(self, directory: Path) -> None:
         """The policy as a whole model, its adapters merged. The roles cannot be trained on afterwards."""
         model = self.policy_adapters.merge_and_unload() if self.policy_adapters else self.policy
         save_checkpoint(model, self.tokenizer, directory)
+
+
+def decided_here(config: PpoConfig, sft: Path) -> tuple[PpoConfig, torch.device]:
+    """The device, and the config without an "auto" that decides numbers: what a record keeps and a replay reads."""
+    device = choose_device(config.device)
+    return replace(config, precision=choose_precision(config.precision, device, sft)), device
 
 
 def load_roles(

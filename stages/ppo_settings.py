@@ -113,6 +113,9 @@ class PpoConfig:
     """Keep every iteration's record for `triptych replay`; false: the latest alone, to look at after a stop."""
     snapshot_every: int = 0
     """Save the state of training after every so many iterations, so that a replay can begin there; 0: never."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """What the models compute in; weights, optimisers, scores and losses are float32 in any case. auto: bfloat16 where
+    a measurement at the start finds it clearly faster (docs/ppo.md)."""
     device: Device = "auto"
 
     def __post_init__(self) -> None:

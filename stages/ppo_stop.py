@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +13,17 @@ from stages.ppo_settings import PpoConfig
 
 if TYPE_CHECKING:
     from stages.ppo import Experience
+
+
+class Rounding(NamedTuple):
+    """How far one model may be from itself where its rows are laid out otherwise, mean over a minibatch."""
+
+    ratio: float
+    approx_kl: float
+    clip_fraction: float
+
+
+ROUNDING = {"float32": Rounding(1e-3, 1e-5, 0.0), "bfloat16": Rounding(2e-2, 5e-3, 0.01)}
 
 
 def check_experience(experience: Experience) -> None:
@@ -43,14 +54,15 @@ def check_step(step: Mapping[str, float], config: PpoConfig) -> None:
             )
 
 
-def check_first_minibatch(step: Mapping[str, float]) -> None:
+def check_first_minibatch(step: Mapping[str, float], precision: str = "float32") -> None:
     """Before any weight has changed, new and old log-probabilities are of one model: ratio 1, KL 0, nothing clipped.
 
     If they differ by more than rounding, sampling and training disagree on temperature, masks, positions or dropout,
     and every later number would be wrong; so the run stops here.
     """
     ratio, kl, clipped = step["policy/mean_ratio"], step["policy/approx_kl"], step["policy/clip_fraction"]
-    if abs(ratio - 1) > 1e-3 or kl > 1e-5 or clipped > 0:
+    rounding = ROUNDING[precision]
+    if abs(ratio - 1) > rounding.ratio or kl > rounding.approx_kl or clipped > rounding.clip_fraction:
         raise ModelError(
             f"ppo: before the first update ratio is {ratio:.6f} (not 1), approx-KL {kl:.2e} (not 0), clip fraction "
             f"{clipped:.4f} (not 0): the model is not the same in training as in sampling."
