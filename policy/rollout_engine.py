@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from policy.encoding import pad
+from policy.precision import reads_model
 from policy.rollout import Rollout, as_rollout
 
 
@@ -61,6 +62,7 @@ def rollout_of(
 
 
 @torch.no_grad()
+@reads_model
 def transformers_rollout(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
