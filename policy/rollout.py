@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from policy.encoding import pad
 from policy.generate import sample_responses
+from policy.heap import give_back_free_memory
 from policy.logprobs import TokenLogprobs, token_logprobs_from_hidden
 from policy.masks import mask_from_lengths
 from policy.packing import states_of_sequences
@@ -106,6 +107,7 @@ def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop
 
     Tokens count from the prompt's first real one; start and stop are (batch,). Rows are read without their padding.
     """
+    give_back_free_memory(model.device)
     mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
     ids = torch.cat([rollout.prompts, rollout.responses], dim=1)[mask]
     return states_of_sequences(model, ids, mask.sum(1), start, stop)

@@ -145,9 +145,8 @@ def test_a_recipe_without_ppo_has_no_plan(tiny_base: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_prediction_is_at_most_a_fifth_below_what_is_measured() -> None:
-    """Below, as the C library's heap has holes that no tensor fills (docs/memory.md)."""
+def test_the_prediction_is_within_15_percent_of_what_is_measured() -> None:
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "ppo_memory.py"), "--only", "tiny_full"]
     done = subprocess.run(benchmark, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.strip().splitlines()[-1])["tiny_full"]
-    assert 0.8 < found["peak_ratio"] < 1.05
+    assert 0.85 < found["peak_ratio"] < 1.15
