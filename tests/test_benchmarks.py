@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny_models import quickstart_tokenizer, tiny_llama
 
 from policy.language_model import LanguageModel
 from policy.rollout import as_rollout, response_logprobs
@@ -82,3 +83,34 @@ def test_the_plain_path_reads_as_ours_does_and_takes_none_of_its_short_cuts(tiny
     assert [shape[0] for shape in shapes] == [3]  # a row for each text
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_document_is_priced_by_itself_with_the_end_on_both_sides() -> None:
+    tokenizer = quickstart_tokenizer()
+    model = tiny_llama(tokenizer).eval()
+    texts = ["park dog saw again : park dog saw .", "red and gold are colours .", "dog"]
+    together = load("ptx_forgetting").document_losses(model, tokenizer, texts)
+    for text, nats, tokens in zip(texts, *together, strict=True):
+        ids = [tokenizer.eos_token_id, *tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert tokens == len(text.split()) + 1
+        assert nats == pytest.approx(-sum(float(logprobs[i, ids[i + 1]]) for i in range(tokens)), rel=1e-5)
+
+
+def test_an_interval_over_documents_of_one_length_is_that_of_their_means() -> None:
+    found = load("ptx_forgetting").per_token([2.0, 4.0, 6.0], [2, 2, 2])
+    half = 1.959964 / 3**0.5  # the documents' losses per token are 1, 2 and 3: deviation 1
+    assert found == pytest.approx({"loss": 2.0, "low": 2 - half, "high": 2 + half}, rel=1e-5)
+    # Of unequal documents with the same loss per token the sum is certain, whatever their lengths.
+    even = load("ptx_forgetting").per_token([3.0, 30.0], [2, 20])
+    assert even["low"] == pytest.approx(even["high"]) == pytest.approx(1.5)
+
+
+def test_a_preset_is_measured_with_its_own_settings() -> None:
+    ptx = load("ptx_forgetting")
+    recipe = {"pretraining_coef": 0.1, "pretraining_rows": 4, "kl_coef": 0.2, **dict.fromkeys(ptx.NEEDED, "kept")}
+    section = ptx.variant_section(recipe, ptx.VARIANTS["instructgpt"])
+    assert section["preset"] == "instructgpt" and section["prompts"] == "kept"
+    assert not {"pretraining_coef", "pretraining_rows", "kl_coef", "optimizer", "ema_decay"} & set(section)
+    assert ptx.variant_section(recipe, ptx.VARIANTS["27.8"])["kl_coef"] == 0.2
