@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-WORTH_IT = 2**26  # bytes free in the heap; less is not worth the page faults
+WORTH_IT = 2**28  # bytes free in the heap; for less the page faults cost more than they are worth
 
 
 class _MallocInfo(ctypes.Structure):

@@ -15,7 +15,7 @@ if _glibc() is None:
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 PIECE = 2**16  # bytes: below what malloc maps by itself
-pieces = [torch.full((PIECE // 4,), float(i)) for i in range(4 * WORTH_IT // PIECE)]
+pieces = [torch.full((PIECE // 4,), float(i)) for i in range(5 * WORTH_IT // 2 // PIECE)]
 kept = pieces[::2]  # so every second piece is a hole
 del pieces
 before = resident()
@@ -33,4 +33,4 @@ def test_holes_between_living_tensors_are_given_back() -> None:
     if done.returncode == 7:
         pytest.skip("the C library is not glibc 2.33 or newer")
     untouched, freed = map(float, done.stdout.split())
-    assert untouched < 0.1 and freed > 1.5  # of two times WORTH_IT
+    assert untouched < 0.1 and freed > 1.0  # of one and a quarter times WORTH_IT
