@@ -44,6 +44,8 @@ def make_roles(options: argparse.Namespace) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
     from policy.language_model import add_lora
+    from policy.shared_weights import share_weights
+    from reward.adapter import scalar_model_over
     from reward.normalisation import RewardNormalisation
     from reward.scalar_model import store_normalisation
     from stages.ppo_roles import Roles
@@ -65,11 +67,15 @@ def make_roles(options: argparse.Namespace) -> Any:
         policy = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
         value = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=torch.float32)
     store_normalisation(value, RewardNormalisation())
-    if options.lora:
+    if options.lora:  # four roles over one copy of the weights, as ppo.shared_backbone makes them
+        backbone, policy = policy, share_weights(policy)
         adapters = add_lora(policy, options.lora, 2 * options.lora, "all-linear", "CAUSAL_LM")
-        value_adapters = add_lora(value, options.lora, 2 * options.lora, "all-linear", "SEQ_CLS")
-        policy, value = adapters.get_base_model().eval(), value_adapters.get_base_model().eval()
-        return Roles(tokenizer, policy, policy, value, value, adapters, value_adapters)
+        scalars = [
+            add_lora(scalar_model_over(backbone, value.config), options.lora, 2 * options.lora, "all-linear", "SEQ_CLS")
+            for _ in range(2)
+        ]
+        values, rewards = (whole.get_base_model().eval() for whole in scalars)
+        return Roles(tokenizer, policy.eval(), backbone, values, rewards.requires_grad_(False), adapters, scalars[0])
     import copy
 
     reference, reward = copy.deepcopy(policy), copy.deepcopy(value)
