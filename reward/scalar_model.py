@@ -89,5 +89,6 @@ def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool =
 def scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:
     """(n, hidden) states of the body -> (n,) float32 scores or values."""
     head = scalar_head(model)
-    values: Tensor = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1).float()
+    dtype = next((weight.dtype for weight in head.parameters()), hidden.dtype)  # autocast's states have another
+    values: Tensor = head(hidden.to(dtype)).squeeze(-1).float()
     return stored_normalisation(model)(values) if normalised else values
