@@ -1,8 +1,8 @@
 """What `triptych plan` predicts against what PPO then takes, configuration by configuration.
 
-    python benchmarks/ppo_memory.py [--model DIR] [--only NAME]
+    python benchmarks/ppo_memory.py [--model DIR] [--only NAME] [--rounds N]
 
-Each runs as a process of its own: two iterations of PPO's rollout, reading and update on random weights and prompts,
+Each runs as a process of its own: four iterations of PPO's rollout, reading and update on random weights and prompts,
 then its peak of resident memory. DIR is SmolLM2-135M's directory. The last line is one JSON object.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -91,13 +92,12 @@ def measure(name: str, model: str) -> dict[str, Any]:
 
     smollm2, settings, prompt = cases()[name]
     config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
-    at_start = peak_memory()
     roles = make_roles(model if smollm2 else str(TINY), config)
     learner = make_learner(roles, config)
     rng = torch.Generator().manual_seed(0)
     orders = shuffles(config.rollout_batch, rng)
-    seconds = 0.0
-    for _ in range(2):
+    seconds: dict[str, list[float]] = {"sampling": [], "reading": [], "update": []}
+    for _ in range(4):
         started = time.perf_counter()
         size = (config.rollout_batch, prompt)
         rollout = collect_rollout(
@@ -110,53 +110,79 @@ def measure(name: str, model: str) -> dict[str, Any]:
             pad_id=0,
             rng=rng,
         )
+        sampled = time.perf_counter()
         with torch.no_grad(), roles.as_reward():
             index = torch.arange(config.rollout_batch).split(config.sampling.batch_size)
             scores = torch.cat([response_scores(roles.reward, rollout.rows(rows)) for rows in index])
         judged = RolloutScores(scores, torch.zeros_like(scores), {})
         experience = evaluate_rollout(roles, rollout, judged, config, 0.05)
+        read = time.perf_counter()
         with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
             update(learner, experience, None, config, orders)
-        seconds = time.perf_counter() - started
-    return {"at_start": at_start, "peak": peak_memory(), "seconds": seconds}
+        for part, taken in zip(seconds, (sampled - started, read - sampled, time.perf_counter() - read), strict=True):
+            seconds[part].append(taken)
+    # The first iteration is longer: kernels are chosen, memory is new.
+    return {"peak": peak_memory(), "seconds": {part: median(taken[1:]) for part, taken in seconds.items()}}
 
 
-def compare(name: str, model: str) -> dict[str, Any]:
-    """Predict it here, run it in a process of its own."""
+def predict_here(name: str, model: str) -> dict[str, Any]:
+    """What the plan says of one configuration."""
     from data_schema import Source
-    from stages.memory.command import predict_seconds
     from stages.memory.prediction import predict
+    from stages.memory.process import heap_holes, process_bytes
+    from stages.memory.timing import predict_seconds
     from stages.ppo_settings import PpoConfig
 
     smollm2, settings, prompt = cases()[name]
     config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
-    plan = predict(config, model if smollm2 else TINY, prompt)
-    seconds = sum(predict_seconds(config, plan).values())
-    done = subprocess.run(
-        [sys.executable, __file__, "--model", model, "--run", name], capture_output=True, text=True, check=True
-    )
-    measured = last_object(done.stdout)
-    predicted = measured["at_start"] + plan.peak
-    return {
-        "predicted_peak": predicted,
-        "measured_peak": measured["peak"],
-        "peak_ratio": predicted / measured["peak"],
-        "tensors_ratio": plan.peak / (measured["peak"] - measured["at_start"]),
-        "predicted_seconds": seconds,
-        "measured_seconds": measured["seconds"],
+    chosen = model if smollm2 else TINY
+    process, plan = process_bytes(config), predict(config, chosen, prompt)
+    found = predict_seconds(config, chosen, prompt)
+    seconds = {
+        part: sum(value for phase, value in found.items() if phase.startswith(part))
+        for part in ("sampling", "reading", "update")
     }
+    return {"peak": process + heap_holes(config, plan) + plan.peak, "tensors": plan.peak, "seconds": seconds}
+
+
+def compare(name: str, model: str, rounds: int) -> dict[str, Any]:
+    """Predict it and run it in turn, each in a process of its own: a child's peak is at least its parent's size.
+    Seconds are of the round with the median ratio."""
+    pairs = []
+    for _ in range(rounds):
+        found = {}
+        for what in ("predict", "run"):
+            words = [sys.executable, __file__, "--model", model, f"--{what}", name]
+            found[what] = last_object(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        plan, measured = found["predict"], found["run"]
+        pairs.append(
+            {
+                "seconds_ratio": sum(plan["seconds"].values()) / sum(measured["seconds"].values()),
+                "predicted_seconds": plan["seconds"],
+                "measured_seconds": measured["seconds"],
+                "predicted_tensors": plan["tensors"],
+                "predicted_peak": plan["peak"],
+                "measured_peak": measured["peak"],
+                "peak_ratio": plan["peak"] / measured["peak"],
+            }
+        )
+    pairs.sort(key=lambda pair: pair["seconds_ratio"])
+    return pairs[len(pairs) // 2] | {"seconds_ratios": [pair["seconds_ratio"] for pair in pairs]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/smollm2-135m", help="SmolLM2-135M's directory")
     parser.add_argument("--only", help="one configuration")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--predict", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
-        print(json.dumps(measure(options.run, options.model)))
+    if options.run or options.predict:
+        found = measure(options.run, options.model) if options.run else predict_here(options.predict, options.model)
+        print(json.dumps(found))
         return
-    found = {name: compare(name, options.model) for name in cases() if options.only in (None, name)}
+    found = {name: compare(name, options.model, options.rounds) for name in cases() if options.only in (None, name)}
     if options.only is None:
         write_result("ppo_memory", found)
     print(json.dumps(found))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
@@ -28,7 +29,7 @@ class PackingCollator:
     def __init__(self, pad_id: int, packed: bool) -> None:
         self.pad_id, self.packed = pad_id, packed
 
-    def __call__(self, demonstrations: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, demonstrations: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         lengths = [len(row["input_ids"]) for row in demonstrations]
         places = (pack_lengths if self.packed else one_a_row)(lengths)
         ids = torch.full((places.n_rows, places.width), self.pad_id)
@@ -84,7 +85,7 @@ def _endless(rows: range, rng: torch.Generator) -> Iterator[int]:
         yield from (rows[i] for i in torch.randperm(len(rows), generator=rng).tolist())
 
 
-def with_text(demonstrations: Any, texts: torch.Tensor) -> Any:
+def with_text(demonstrations: Any, texts: Tensor) -> Any:
     """Encoded demonstrations and rows of pretraining text (n, length) as one datasets.Dataset, told apart by
     `is_text`."""
     from datasets import Dataset, concatenate_datasets
@@ -97,7 +98,8 @@ def with_text(demonstrations: Any, texts: torch.Tensor) -> Any:
 
 class DemonstrationTrainer(SFTTrainer):
     """TRL's trainer on packed rows. Demonstrations of like length share a forward pass; which of them make up an
-    optimiser step stays random."""
+    optimiser step stays random. Logits are made of learned tokens alone, on every device: TRL leaves out prompts where
+    there is Triton, and elsewhere they are most of what a large vocabulary costs."""
 
     tokens_read = 0
     text_nats = 0.0  # of pretraining text, since the last point of the log
@@ -115,12 +117,22 @@ class DemonstrationTrainer(SFTTrainer):
         self.tokens_read += int(inputs.pop("n_tokens"))
         is_text = inputs.pop("is_text", None)
 
-        def measured(**batch: Any) -> Any:
-            outputs = model(**batch)
-            if is_text is not None:  # the log-probabilities are of each row's second token on
-                learned = is_text[:, 1:] & (batch["labels"][:, 1:] != IGNORED)
-                self.text_nats -= float(outputs.log_probs.detach()[learned].sum())
-                self.text_tokens += int(learned.sum())
+        def measured(labels: Tensor, **batch: Any) -> Any:
+            learned = labels[:, 1:] != IGNORED
+
+            def keep_learned(body: Any, inputs: Any, states: Any) -> None:
+                states.last_hidden_state = states.last_hidden_state[:, :-1][learned].unsqueeze(0)
+
+            whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            hook = whole.base_model.register_forward_hook(keep_learned)
+            try:
+                outputs = model(**batch, shift_labels=labels[:, 1:][learned].unsqueeze(0))
+            finally:
+                hook.remove()
+            if is_text is not None:
+                text = is_text[:, 1:][learned]
+                self.text_nats -= float(outputs.log_probs.detach()[0, text].sum())
+                self.text_tokens += int(text.sum())
             return outputs
 
         loss = super().compute_loss(measured, inputs, *arguments, **named)

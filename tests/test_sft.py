@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl.trainer.utils
 from small_recipe import Chain, job
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -153,6 +154,28 @@ def test_packing_changes_the_rows_and_not_the_gradient(
         settings = {"data": data, "batch_size": 6, "micro_batch_size": micro_batch}
         packed = gradient_of_one_step(chain, tmp_path / f"packed{micro_batch}", monkeypatch, **settings)
         torch.testing.assert_close(packed, apart, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["whole", "lora"])
+def test_logits_are_made_of_learned_tokens_alone(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraConfig | None
+) -> None:
+    """That the gradient is the answers' is the test of packed dialogues (test_sft_options.py)."""
+    made: list[int] = []
+
+    class Counting:
+        """TRL's head, and how many states it is given."""
+
+        @staticmethod
+        def apply(hidden: torch.Tensor, *others: Any, head: Any = trl.trainer.utils._ChunkedLogProbFunction) -> Any:
+            made.append(len(hidden))
+            return head.apply(hidden, *others)
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Counting)
+    train(chain, tmp_path, data=written(tmp_path, TASKS), held_out=0.0, batch_size=2, epochs=1, lora=lora)
+    tokenizer = load_tokenizer(tmp_path / "output")
+    answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in TASKS]
+    assert made == [sum(len(ids) + 1 for ids in answers)]  # and its end
 
 
 def test_packed_rows_give_each_demonstration_the_logits_it_has_alone(tiny: LanguageModel) -> None:

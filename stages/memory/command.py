@@ -1,12 +1,10 @@
-"""`triptych plan RECIPE`: what PPO will need, predicted before anything is loaded (stages/memory/prediction.py)."""
+"""`triptych plan RECIPE`: what PPO will need before it starts, memory predicted (prediction.py) and time tried
+(timing.py)."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +26,7 @@ def command(words: Sequence[str]) -> None:
     parser.add_argument(
         "--prompt-length", type=int, metavar="TOKENS", help="of the longest prompt (default: ppo.max_prompt_length)"
     )
-    parser.add_argument("--no-time", action="store_true", help="memory alone, without trying how fast this machine is")
+    parser.add_argument("--no-time", action="store_true", help="memory alone, without making the passes")
     parser.add_argument("--json", action="store_true", help="one JSON object, in bytes and seconds")
     options, overrides = parser.parse_known_args(words)
 
@@ -41,36 +39,34 @@ def command(words: Sequence[str]) -> None:
         )
 
     from stages.memory.prediction import predict  # with it come the libraries that a run has in memory
+    from stages.memory.process import heap_holes, process_bytes
+    from stages.memory.timing import predict_seconds
     from stages.reward_settings import reads_pipelines
 
-    process = resident_bytes()
+    process = process_bytes(recipe.ppo)
     model = options.model or recipe.ppo.sft or recipe.sft.base_model
     prompt_length = options.prompt_length or recipe.ppo.max_prompt_length
-    plan = predict(recipe.ppo, model, prompt_length, reads_pipelines(recipe.ppo.rewards))
-    seconds = {} if options.no_time else predict_seconds(recipe.ppo, plan)
-    found = account(plan, process, seconds)
+    with_reward_model = reads_pipelines(recipe.ppo.rewards)
+    plan = predict(recipe.ppo, model, prompt_length, with_reward_model)
+    seconds = {} if options.no_time else predict_seconds(recipe.ppo, model, prompt_length, with_reward_model)
+    found = account(plan, process, heap_holes(recipe.ppo, plan), seconds)
     print(json.dumps(found) if options.json else table(found, str(model), prompt_length, recipe.ppo))
 
 
-def resident_bytes() -> int:
-    """The most memory that this process has held: Python and its libraries."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def account(plan: MemoryPlan, process: int, seconds: dict[str, float]) -> dict[str, Any]:
+def account(plan: MemoryPlan, process: int, heap: int, seconds: dict[str, float]) -> dict[str, Any]:
     """The plan as JSON-ready values, in bytes and seconds."""
     roles = {role.name: {"weights": role.weights, "gradients": role.gradients, "optimizer": role.optimizer}
              for role in plan.roles}  # fmt: skip
     return {
         "process": process,
+        "heap": heap,
         "roles": roles,
         "held": plan.held,
-        "phases": {phase.name: {"working": phase.working, "peak": plan.held + phase.working} for phase in plan.phases},
+        "phases": {name: {"working": working, "peak": plan.held + working} for name, working in plan.phases.items()},
         "kv_cache": plan.kv_cache,
         "logits": plan.logits,
         "peak_tensors": plan.peak,
-        "peak": process + plan.peak,
+        "peak": process + heap + plan.peak,
         "seconds": seconds,
         "seconds_per_iteration": sum(seconds.values()) if seconds else None,
     }
@@ -89,7 +85,7 @@ def table(found: dict[str, Any], model: str, prompt_length: int, config: PpoConf
     highest = max(found["phases"], key=lambda name: found["phases"][name]["peak"])
     rows += [
         f"peak {found['peak'] / MB:.0f} MB, in {highest}; Python and its libraries are {found['process'] / MB:.0f} MB "
-        "of it",
+        f"of it, holes in the heap {found['heap'] / MB:.0f} MB",
         f"of sampling the KV cache is {found['kv_cache'] / MB:.0f} MB; a chunk of logits in the update, "
         f"{found['logits'] / MB:.0f} MB",
     ]
@@ -99,32 +95,3 @@ def table(found: dict[str, Any], model: str, prompt_length: int, config: PpoConf
         f"{model}, {prompt_length} + {config.sampling.max_new_tokens} tokens, {config.rollout_batch} episodes, float32"
     )
     return "\n".join(rows)
-
-
-def predict_seconds(config: PpoConfig, plan: MemoryPlan) -> dict[str, float]:
-    """Seconds of each phase: matrix products at the speed this machine shows, every tensor written once and read once,
-    and the cost of an operation as such. Adam reads and writes seven numbers for each that is trained."""
-    import torch
-
-    def best(work: Any, times: int = 5) -> float:
-        taken = []
-        for _ in range(times):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-        return min(taken)
-
-    width, wide = 512, 2048
-    weight, source = torch.randn(width, wide), torch.randn(4_000_000)
-    small = torch.randn(8)
-    copied = 2 * source.nbytes / best(source.clone)  # bytes a second
-    each = best(lambda: [small + small for _ in range(1000)]) / 1000
-    seconds = {}
-    for phase in plan.phases:
-        rows = torch.randn(min(phase.rows, 2048), width)
-        speed = 2 * rows.shape[0] * width * wide / best(lambda rows=rows: rows @ weight)
-        seconds[phase.name] = phase.flops / speed + 2 * phase.made / copied + phase.operations * each
-    trained = sum(role.gradients for role in plan.roles)
-    steps = config.inner_epochs * config.minibatches
-    seconds["update of the policy"] += 7 * trained * steps / copied
-    return seconds

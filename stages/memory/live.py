@@ -1,4 +1,4 @@
-"""What a computation would hold in memory and do, found without doing it: its shapes are run, no numbers exist."""
+"""What a computation would hold in memory, found without doing it: its shapes are run, no numbers exist."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within it: the bytes of all tensors that are alive now, the most there were, all that were ever made, and the
-    operations. Tensors in `known` (weights) are not counted. To be used around fake tensors (torch's FakeTensorMode),
-    which carry shapes and lifetimes and have no storage."""
+    """Within it: the bytes of all tensors that are alive now, and the most there were. Tensors in `known` (weights) are
+    not counted. To be used around fake tensors (torch's FakeTensorMode), which carry shapes and lifetimes and have no
+    storage."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = self.peak = self.made = self.operations = 0
+        self.now = self.peak = 0
         self._alive: dict[int, Any] = {tensor.untyped_storage()._cdata: tensor for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return True  # a question about values, such as whether a mask is all True: there are none, so yes
         result = func(*args, **(kwargs or {}))
-        self.operations += 1
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
@@ -37,7 +36,6 @@ class LiveMemory(TorchDispatchMode):
         if key in self._alive:
             return
         self.now += size
-        self.made += size
         self.peak = max(self.peak, self.now)
 
         def freed(_: Any) -> None:

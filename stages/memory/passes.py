@@ -1,0 +1,148 @@
+"""The passes over models that one PPO iteration makes, of a recipe's largest shapes: every prompt as long as allowed,
+no answer ends early.
+
+Whoever measures them says how: on fake tensors for memory (prediction.py), for real for time (timing.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from policy.checkpointing import checkpointed
+from policy.language_model import add_lora
+from policy.logprobs import token_logprobs_from_hidden
+from policy.rollout import output_head
+from reward.adapter import scalar_model_over
+from reward.scalar_model import scalar_head
+from stages.memory.out_of_memory import micro_batch
+from stages.ppo_settings import PpoConfig
+
+
+class Meter(Protocol):
+    def run(self, name: str, times: float, work: Callable[[], Any]) -> Any:
+        """Do work that an iteration does so many times; add what it takes to the phase of that name."""
+        ...
+
+    def prepare(self, work: Callable[[], Any]) -> None:
+        """Do what no iteration does."""
+        ...
+
+
+class Models:
+    """Policy and value model with random weights, adapters included. On the "meta" device they are shapes alone."""
+
+    def __init__(self, config: PreTrainedConfig, ppo: PpoConfig, device: torch.device) -> None:
+        config.num_labels, config.pad_token_id = 1, 0
+        with device:
+            self.policy: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+            if ppo.shared_backbone and device.type != "meta":
+                self.value: PreTrainedModel = scalar_model_over(self.policy, config)
+            else:
+                self.value = AutoModelForSequenceClassification.from_config(config).eval()
+        self.bare_policy, self.bare_value = size(self.policy), size(self.value)
+        self._adapters: tuple[Any, ...] = ()
+        if ppo.lora is not None:
+            self._adapters = tuple(
+                add_lora(model, ppo.lora.rank, ppo.lora.alpha, ppo.lora.targets, task)
+                for model, task in ((self.policy, "CAUSAL_LM"), (self.value, "SEQ_CLS"))
+            )
+
+    def as_reference(self) -> AbstractContextManager[Any]:
+        """Within it, `policy` reads as the reference does: without adapters."""
+        return self._adapters[0].disable_adapter() if self._adapters else nullcontext()
+
+
+def size(model: nn.Module, trained: bool = False) -> int:
+    """Bytes of a model's weights, or of those that are trained."""
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad or not trained)
+
+
+def sample(meter: Meter, model: PreTrainedModel, config: PpoConfig, prompt: int) -> int:
+    """The rollout, every answer drawn to its full length; returns the bytes of the full cache."""
+    rows, length = min(config.sampling.batch_size, config.rollout_batch), max(2, config.sampling.max_new_tokens)
+    batches = config.rollout_batch / rows
+
+    def extend(cache: DynamicCache, tokens: int) -> DynamicCache:
+        ids = torch.zeros(rows, tokens, dtype=torch.long, device=model.device)
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        drawn_from = (logits.float() / 0.9).softmax(-1)
+        torch.empty_like(drawn_from)  # multinomial's own draws
+        torch.multinomial(drawn_from, 1)
+        return cache
+
+    with torch.no_grad():
+        meter.run("sampling", batches, lambda: extend(DynamicCache(config=model.config), prompt))
+        cache = DynamicCache(config=model.config)
+        meter.prepare(lambda: extend(cache, prompt + length - 2))  # all but the last token that is read
+        meter.run("sampling", batches * (length - 1), lambda: extend(cache, 1))
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def policy_pass(model: PreTrainedModel, rows: int, prompt: int, response: int) -> Tensor:
+    """As policy.rollout.response_logprobs, of rows that are all of the same length."""
+    ids = torch.zeros(rows, prompt + response, dtype=torch.long, device=model.device)
+    hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[:, prompt - 1 : -1].flatten(0, 1)
+    return token_logprobs_from_hidden(hidden, output_head(model), ids[:, prompt:].flatten()).logprobs
+
+
+def value_pass(model: PreTrainedModel, rows: int, prompt: int, response: int) -> Tensor:
+    """As reward.scalar_model.response_values."""
+    ids = torch.zeros(rows, prompt + response, dtype=torch.long, device=model.device)
+    hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[:, prompt - 1 : -1].flatten(0, 1)
+    scalars: Tensor = scalar_head(model)(hidden)
+    return scalars
+
+
+def body(model: PreTrainedModel) -> nn.Module:
+    return model.get_submodule(model.base_model_prefix)
+
+
+def read(meter: Meter, models: Models, config: PpoConfig, prompt: int, with_reward_model: bool) -> None:
+    """Policy, reference, value and reward model on the rollout, without gradients."""
+    rows, response = min(config.sampling.batch_size, config.rollout_batch), config.sampling.max_new_tokens
+    batches = config.rollout_batch / rows
+    with torch.no_grad():
+        meter.run("reading", batches, lambda: policy_pass(models.policy, rows, prompt, response))
+        with models.as_reference():
+            meter.run("reading", batches, lambda: policy_pass(models.policy, rows, prompt, response))
+        times = batches * (2 if with_reward_model else 1)
+        meter.run("reading", times, lambda: value_pass(models.value, rows, prompt, response))
+
+
+def update(meter: Meter, models: Models, config: PpoConfig, prompt: int) -> None:
+    """An optimiser step's passes; their gradients stay."""
+    minibatch = config.rollout_batch // config.minibatches
+    rows, response = micro_batch(config), config.sampling.max_new_tokens
+    steps = config.inner_epochs * config.minibatches
+    passes = -(-minibatch // rows)
+    # The second pass finds the first one's gradients there; a third would find the same.
+    runs = min(2, passes)
+    with checkpointed(config.gradient_checkpointing, models.policy, models.value):
+        for _ in range(runs):
+            for name, model, forward in (
+                ("update of the policy", models.policy, policy_pass),
+                ("update of the value model", models.value, value_pass),
+            ):
+
+                def work(model: Any = model, forward: Any = forward) -> None:
+                    forward(model, rows, prompt, response).sum().backward()
+
+                meter.run(name, steps * passes / runs, work)
+        if config.mixes_text:
+
+            def text() -> None:
+                policy_pass(models.policy, config.pretraining_rows, 1, config.pretraining_length - 1).sum().backward()
+
+            meter.run("update on pretraining text", steps, text)

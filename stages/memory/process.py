@@ -1,0 +1,43 @@
+"""What a process holds beside PPO's tensors: Python, its libraries, and the holes in the C library's heap."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig
+
+from policy.heap import WORTH_IT
+from policy.language_model import choose_device
+from stages.memory.passes import Models, policy_pass, value_pass
+from stages.memory.prediction import MemoryPlan
+from stages.ppo_settings import PpoConfig
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def process_bytes(config: PpoConfig) -> int:
+    """Python and its libraries as PPO needs them: found after it has updated a model of no size, since much is loaded
+    and set aside at first use."""
+    shape = LlamaConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2
+    )
+    lora = config.lora and replace(config.lora, targets="all-linear")
+    models = Models(shape, replace(config, lora=lora), torch.device("cpu"))
+    for model, forward in ((models.policy, policy_pass), (models.value, value_pass)):
+        forward(model, 16, 32, 32).sum().backward()
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.is_file() else peak_bytes()
+
+
+def heap_holes(config: PpoConfig, plan: MemoryPlan) -> int:
+    """On a CPU, room freed amid what lives. Before a pass it is given back from `WORTH_IT` bytes on, so there is
+    between nothing and that; half of it is taken, where so much is freed at all."""
+    return min(max(plan.phases.values()), WORTH_IT) // 2 if choose_device(config.device).type == "cpu" else 0

@@ -1,0 +1,91 @@
+"""How long an iteration of PPO will take here: each of its passes made a few times, for real, on random weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from policy.heap import give_back_free_memory
+from policy.language_model import choose_device, load_config
+from stages.errors import ConfigError
+from stages.memory.out_of_memory import ran_out_of_memory
+from stages.memory.passes import Models, read, sample, update
+from stages.optimizer import make_optimizer
+from stages.ppo_settings import PpoConfig
+
+TRIES, ENOUGH = 15, 1.5  # of a pass at most, and seconds after which it is tried no more
+
+
+class Clock:
+    """Times parts of an iteration and adds them up by phase."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, times: float, work: Callable[[], Any]) -> Any:
+        result = work()  # the first time is longer: kernels are chosen, memory is new
+        taken: list[float] = []
+        while len(taken) < TRIES and sum(taken) < ENOUGH:
+            taken.append(self._time(work))
+        self.seconds[name] = self.seconds.get(name, 0.0) + times * median(taken)
+        return result
+
+    def prepare(self, work: Callable[[], Any]) -> None:
+        work()
+
+    def _time(self, work: Callable[[], Any]) -> float:
+        self._wait()
+        started = time.perf_counter()
+        give_back_free_memory(self.device)  # as before every pass of PPO
+        work()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def predict_seconds(
+    config: PpoConfig, model: Path | str, prompt_length: int, with_reward_model: bool = True
+) -> dict[str, float]:
+    """Seconds of each phase of an iteration, with this model in every role. Needs the memory of one policy and one
+    value model in training.
+
+    Raises ConfigError where that is not there.
+    """
+    device = choose_device(config.device)
+    clock = Clock(device)
+    try:
+        models = Models(load_config(model), config, device)
+        sample(clock, models.policy, config, prompt_length)
+        read(clock, models, config, prompt_length, with_reward_model)
+        update(clock, models, config, prompt_length)
+        take_steps(clock, models, config)
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        cure = "give --no-time, or plan it where it will run"
+        raise ConfigError(f"plan: PPO's passes do not fit into the memory of '{device}'; {cure}") from error
+    return clock.seconds
+
+
+def take_steps(clock: Clock, models: Models, config: PpoConfig) -> None:
+    """The optimiser's steps, on the gradients that `update` left."""
+    for name, model, settings in (
+        ("update of the policy", models.policy, config.optimizer),
+        ("update of the value model", models.value, config.value_optimizer),
+    ):
+        optimizer, _ = make_optimizer(model.parameters(), settings, config.iterations)
+
+        def step(model: Any = model, optimizer: Any = optimizer, limit: float = settings.max_grad_norm) -> None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+
+        clock.run(name, config.inner_epochs * config.minibatches, step)
