@@ -90,7 +90,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import ModelReward, Part, Scored, score_rollout
-    from stages.ppo import evaluate_rollout, make_learner, update
+    from stages.ppo import evaluate_rollout, update
+    from stages.ppo_learner import make_learner
     from stages.ppo_prompts import shuffles
     from stages.ppo_settings import PpoConfig
     from stages.settings import OptimizerConfig, SamplingConfig

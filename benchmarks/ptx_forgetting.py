@@ -145,7 +145,7 @@ def losses_over_time(run: Run, texts: Sequence[str], seed: int) -> dict[int, flo
     """By iteration, of the weights in training; what a moving average would publish is not among them."""
     import torch
 
-    from stages.ppo import begin
+    from stages.ppo_learner import begin
     from stages.ppo_record import read_snapshot, snapshot_path
 
     cpu = torch.device("cpu")

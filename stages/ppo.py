@@ -10,9 +10,8 @@ one mask serves every loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,6 @@ from policy.advantages import estimate_advantages, whiten
 from policy.checkpointing import checkpointed
 from policy.ema import update_ema
 from policy.encoding import decode_responses
-from policy.errors import ModelError
 from policy.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
 from policy.losses import clipped_policy_loss, clipped_value_loss, mean_entropy
 from policy.pretraining import GradientBalance, endless_rows, pack_documents, pretraining_loss, trained
@@ -35,12 +33,12 @@ from stages.answering import sample_answers
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
 from stages.memory.out_of_memory import RowsThatFit, micro_batch, rows_that_fit
-from stages.optimizer import make_optimizer
+from stages.ppo_learner import Learner, begin, take_step
 from stages.ppo_metrics import TABLES, add_up, describe, judge_answers, means_of, sample_table
 from stages.ppo_prompts import load_prompts, prompt_batches, shuffles
-from stages.ppo_record import Optimizers, Recorder, Steps, snapshot_path, write_snapshot
-from stages.ppo_rewards import load_ppo_rewards, model_for_values
-from stages.ppo_roles import Roles, decided_here, load_roles
+from stages.ppo_record import Recorder, Steps, snapshot_path, write_snapshot
+from stages.ppo_rewards import load_ppo_rewards
+from stages.ppo_roles import Roles, decided_here
 from stages.ppo_settings import PpoConfig
 from stages.ppo_stop import check_first_minibatch, check_step
 
@@ -58,15 +56,6 @@ class Experience(NamedTuple):
     values: Tensor
     advantages: Tensor  # whitened
     returns: Tensor
-
-
-class Learner(NamedTuple):
-    """What an update changes, and what it carries from one step to the next."""
-
-    roles: Roles
-    optimizers: Optimizers
-    balance: GradientBalance | None  # in place of pretraining_coef
-    fits: RowsThatFit
 
 
 def run(config: PpoConfig, job: Job) -> StageResult:
@@ -127,25 +116,6 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     roles.save_policy(job.output)
     write_seen_prompts(job.output, prompts)
     return StageResult({"iterations": config.iterations, "precision": config.precision, **metrics}, data)
-
-
-def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: torch.device) -> Learner:
-    """The models and their optimisers before the first iteration; the same again from the same seed."""
-    torch.manual_seed(seed)  # adapters draw from the global generator
-    values_from = model_for_values(config.rewards, parents)
-    roles = load_roles(parents["sft"], values_from, device, config.lora, seed, config.shared_backbone)
-    return make_learner(roles, config)
-
-
-def make_learner(roles: Roles, config: PpoConfig) -> Learner:
-    """Precision, optimisers and schedules of the recipe for these models."""
-    roles.compute_in(config.precision)
-    optimizers = {
-        "policy": make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations - config.value_warmup),
-        "value": make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations),
-    }
-    ratio = config.pretraining_gradient_ratio
-    return Learner(roles, optimizers, None if ratio is None else GradientBalance(ratio), rows_that_fit(config))
 
 
 @torch.no_grad()
@@ -217,38 +187,30 @@ def update(
     means of what the steps measured. `orders` gives each pass its permutation of the episodes; `measured`, an empty
     list, is filled step by step; without `policy_learns` the value model alone takes steps."""
     measured = [] if measured is None else measured
-    roles = learner.roles
-    models = {"policy": roles.policy, "value": roles.value}
-    limits = {"policy": config.optimizer.max_grad_norm, "value": config.value_optimizer.max_grad_norm}
+    roles, fits = learner.roles, learner.fits
     for _ in range(config.inner_epochs):
         order = next(orders).to(experience.scores.device)
         for minibatch in order.chunk(config.minibatches):
             text = None if pretraining_rows is None else next(pretraining_rows)
-            work = partial(minibatch_gradient, roles, experience, minibatch, text, config, learner.balance)
-            step = learner.fits.update.do(work, roles.policy, roles.value)
+            # One model after the other: gradients and activations of both are never there at once.
+            work = partial(policy_gradient, roles, experience, minibatch, text, config, learner.balance)
+            step = fits.update.do(work, roles.policy)
             if not measured:
                 check_first_minibatch(step, config.precision)
             check_step(step, config)
             # Measured before this minibatch's own step, so it is how far the earlier ones went.
             if measured and step["policy/approx_kl_k3"] > (config.target_approx_kl or math.inf):
-                for optimizer, _ in learner.optimizers.values():
-                    optimizer.zero_grad()
+                roles.policy.zero_grad()
                 return means_of(measured)
-            for role, (optimizer, _) in learner.optimizers.items():
-                norm = float(torch.nn.utils.clip_grad_norm_(models[role].parameters(), limits[role]))
-                if not math.isfinite(norm):
-                    raise ModelError(
-                        f"ppo: the {role} model's gradient is {norm}; lower ppo's learning rates or clip_range."
-                    )
-                step[f"{role}/grad_norm"] = norm
-                if policy_learns or role != "policy":
-                    optimizer.step()
-                optimizer.zero_grad()
+            take_step(learner, "policy", config.optimizer.max_grad_norm, step, policy_learns)
+            step |= fits.update.do(partial(value_gradient, roles, experience, minibatch, config), roles.value)
+            check_step(step, config)
+            take_step(learner, "value", config.value_optimizer.max_grad_norm, step)
             measured.append(step)
     return means_of(measured)
 
 
-def minibatch_gradient(
+def policy_gradient(
     roles: Roles,
     experience: Experience,
     minibatch: Tensor,
@@ -257,8 +219,7 @@ def minibatch_gradient(
     balance: GradientBalance | None,
     rows_at_once: int,
 ) -> dict[str, float]:
-    """The gradient of one optimiser step, added up in both models a few episodes at a time; returns what was
-    measured."""
+    """The policy's gradient of one optimiser step, added up a few episodes at a time; returns what was measured."""
     # One token count for the whole step: a micro-batch of short answers must not weigh as much as one of long ones.
     n_tokens = int(experience.rollout.response_mask[minibatch].sum())
     step: dict[str, float] = {}
@@ -276,18 +237,8 @@ def minibatch_gradient(
         )
         entropy = mean_entropy(new.entropy, rows.response_mask, n_tokens)
         (policy.loss - config.entropy_coef * entropy if config.entropy_coef > 0 else policy.loss).backward()
-        value = clipped_value_loss(
-            response_values(roles.value, rows),
-            experience.values[part],
-            experience.returns[part],
-            rows.response_mask,
-            config.value_clip_range,
-            n_tokens,
-        )
-        value.loss.backward()
         measured = policy._asdict() | {"entropy": entropy}
         add_up(step, {f"policy/{name}": x.item() for name, x in measured.items()})
-        add_up(step, {f"value/{name}": x.item() for name, x in value._asdict().items()})
     if text is not None:
         ppo_gradient = balance.take(roles.policy) if balance else []
         # In as many pieces as the episodes; rows are of one length, so a piece weighs by its rows.
@@ -297,4 +248,20 @@ def minibatch_gradient(
             add_up(step, {"policy/pretraining_loss": loss.item()})
         if balance:
             step |= balance.mix(ppo_gradient, roles.policy)
+    return step
+
+
+def value_gradient(
+    roles: Roles, experience: Experience, minibatch: Tensor, config: PpoConfig, rows_at_once: int
+) -> dict[str, float]:
+    """The value model's, in the same way."""
+    n_tokens = int(experience.rollout.response_mask[minibatch].sum())
+    step: dict[str, float] = {}
+    for index in minibatch.split(rows_at_once):
+        rows = experience.rollout.rows(index)
+        part = (index, slice(0, rows.response_mask.shape[1]))
+        values, old, returns = response_values(roles.value, rows), experience.values[part], experience.returns[part]
+        value = clipped_value_loss(values, old, returns, rows.response_mask, config.value_clip_range, n_tokens)
+        value.loss.backward()
+        add_up(step, {f"value/{name}": x.item() for name, x in value._asdict().items()})
     return step

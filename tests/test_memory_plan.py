@@ -66,7 +66,7 @@ class FlopMeter:
 def update_flops(model: Path, **changes: Any) -> float:
     """Of the policy, in an iteration."""
     config, meter = replace(CONFIG, **changes), FlopMeter()
-    update(meter, Models(load_config(model), config, torch.device("cpu")), config, PROMPT)
+    update(meter, Models(load_config(model), config, torch.device("cpu")), config, PROMPT, lambda *_: None)
     return meter.flops["update of the policy"]
 
 

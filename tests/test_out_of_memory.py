@@ -16,7 +16,7 @@ from test_ppo import CountingSgd, experienced, learning, roll_out, weights
 from torch import Tensor, nn
 
 from policy.errors import ModelError
-from stages import ppo
+from stages import ppo, ppo_learner
 from stages.memory.out_of_memory import RowsAtOnce, rows_that_fit
 from stages.ppo import evaluate_rollout, update
 from stages.ppo_prompts import shuffles
@@ -156,7 +156,7 @@ def test_a_whole_run_goes_on_and_publishes(chain: Chain, tmp_path: Path, monkeyp
             refused.append(len(named["input_ids"]))
             raise CPU_FULL
 
-    monkeypatch.setattr(ppo, "load_roles", load)
+    monkeypatch.setattr(ppo_learner, "load_roles", load)
     given = job(tmp_path, {role: chain.checkpoint(role) for role in ("sft", "reward_model")})
     ppo.run(replace(load_recipe(chain.path).ppo, monitor=None), given)
     assert refused == [16, 8, 8]  # reading: all 16, then 8; updating: 8; and in the second iteration never

@@ -21,7 +21,8 @@ from reward.scoring import score_responses
 from reward.sources import score_rollout
 from stages import ppo
 from stages.memory.out_of_memory import rows_that_fit
-from stages.ppo import Experience, Learner, describe, evaluate_rollout, prompt_batches, update
+from stages.ppo import Experience, describe, evaluate_rollout, prompt_batches, update
+from stages.ppo_learner import Learner
 from stages.ppo_prompts import shuffles
 from stages.ppo_rewards import load_ppo_rewards
 from stages.ppo_roles import Roles, load_roles

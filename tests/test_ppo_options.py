@@ -30,7 +30,7 @@ from policy.language_model import load_language_model
 from policy.losses import mean_entropy
 from policy.pretraining import GradientBalance, pack_documents, pretraining_loss
 from reward.sources import RolloutScores
-from stages import ppo
+from stages import ppo_learner
 from stages.ppo import describe, evaluate_rollout, update
 from stages.ppo_prompts import shuffles
 from stages.settings import OptimizerConfig
@@ -158,8 +158,8 @@ def test_policy_and_value_model_have_schedules_of_their_own(
         made.append(real(*arguments))
         return made[-1]
 
-    real = ppo.make_optimizer
-    monkeypatch.setattr(ppo, "make_optimizer", kept)
+    real = ppo_learner.make_optimizer
+    monkeypatch.setattr(ppo_learner, "make_optimizer", kept)
     falling = OptimizerConfig(learning_rate=1e-3, schedule="linear")
     rising = OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup_steps=4)
     run(chain, tmp_path, iterations=2, optimizer=falling, value_optimizer=rising)

@@ -22,7 +22,8 @@ from policy.precision import choose_precision, faster_precision
 from policy.rollout import response_logprobs
 from stages.__main__ import main
 from stages.pipeline import run_pipeline
-from stages.ppo import improve, make_learner
+from stages.ppo import improve
+from stages.ppo_learner import make_learner
 from stages.ppo_prompts import shuffles
 from stages.recipe import load_recipe
 

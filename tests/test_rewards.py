@@ -22,7 +22,7 @@ from policy.rollout import Rollout, as_rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import from_language_model, load_scalar_model, response_scores, store_normalisation
 from reward.sources import LengthPenalty, Part, RepetitionPenalty, Scored, score_rollout
-from stages import evaluate, ppo
+from stages import evaluate, ppo, ppo_learner
 from stages.errors import ConfigError
 from stages.plan import plan_pipeline
 from stages.ppo_rewards import Reader, load_rewards
@@ -255,8 +255,8 @@ def test_ppo_runs_on_code_alone_and_its_value_model_starts_from_the_sft_model(
     models: dict[str, Path], tmp_path: Path, functions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    before = ppo.load_roles
-    monkeypatch.setattr(ppo, "load_roles", lambda *words: seen.append(before(*words)) or seen[-1])
+    before = ppo_learner.load_roles
+    monkeypatch.setattr(ppo_learner, "load_roles", lambda *words: seen.append(before(*words)) or seen[-1])
     parts = [RewardPart(function=f"{functions}:length", weight=0.1), RewardPart(length_penalty=4, weight=0.05)]
     config = short_ppo(models["sft"], tmp_path, rewards=parts, score_without_eos=-7.0)
     given = job(tmp_path, {"sft": models["sft"]})

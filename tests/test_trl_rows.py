@@ -11,7 +11,7 @@ from small_recipe import Chain
 from test_ppo import config_of, run
 
 from data_schema import Prompt, dedup_prompts, load_all
-from stages import ppo
+from stages import ppo, ppo_learner
 from stages.errors import ConfigError
 from stages.ppo_roles import Roles
 from stages.recipe import load_recipe
@@ -29,13 +29,13 @@ def test_a_data_set_of_one_batch_takes_as_many_steps_as_a_large_one(chain: Chain
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Roles]:
     """The models that PPO loads."""
     found: list[Roles] = []
-    real = ppo.load_roles
+    real = ppo_learner.load_roles
 
     def kept(*arguments: Any) -> Roles:
         found.append(real(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(ppo, "load_roles", kept)
+    monkeypatch.setattr(ppo_learner, "load_roles", kept)
     return found
 
 

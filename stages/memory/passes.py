@@ -28,6 +28,7 @@ from reward.adapter import scalar_model_over
 from reward.scalar_model import scalar_head
 from stages.memory.out_of_memory import micro_batch
 from stages.ppo_settings import PpoConfig
+from stages.settings import OptimizerConfig
 
 
 class Meter(Protocol):
@@ -121,8 +122,15 @@ def read(meter: Meter, models: Models, config: PpoConfig, prompt: int, with_rewa
         meter.run("reading", times, lambda: value_pass(models.value, rows, prompt, response))
 
 
-def update(meter: Meter, models: Models, config: PpoConfig, prompt: int) -> None:
-    """An optimiser step's passes; their gradients stay."""
+def update(
+    meter: Meter,
+    models: Models,
+    config: PpoConfig,
+    prompt: int,
+    take_step: Callable[[str, PreTrainedModel, OptimizerConfig], None],
+) -> None:
+    """An optimiser step's passes, one model after the other; `take_step` is called with each one's phase, the model
+    that has its whole gradient, and its settings, and leaves it without."""
     minibatch = config.rollout_batch // config.minibatches
     rows, response = micro_batch(config), config.sampling.max_new_tokens
     steps = config.inner_epochs * config.minibatches
@@ -130,19 +138,21 @@ def update(meter: Meter, models: Models, config: PpoConfig, prompt: int) -> None
     # The second pass finds the first one's gradients there; a third would find the same.
     runs = min(2, passes)
     with checkpointed(config.gradient_checkpointing, models.policy, models.value):
-        for _ in range(runs):
-            for name, model, forward in (
-                ("update of the policy", models.policy, policy_pass),
-                ("update of the value model", models.value, value_pass),
-            ):
+        for name, model, forward, settings in (
+            ("update of the policy", models.policy, policy_pass, config.optimizer),
+            ("update of the value model", models.value, value_pass, config.value_optimizer),
+        ):
 
-                def work(model: Any = model, forward: Any = forward) -> None:
-                    forward(model, rows, prompt, response).sum().backward()
+            def learn(model: Any = model, forward: Any = forward) -> None:
+                forward(model, rows, prompt, response).sum().backward()
 
-                meter.run(name, steps * passes / runs, work)
-        if config.mixes_text:
+            for _ in range(runs):
+                meter.run(name, steps * passes / runs, learn)
+            if config.mixes_text and model is models.policy:
 
-            def text() -> None:
-                policy_pass(models.policy, config.pretraining_rows, 1, config.pretraining_length - 1).sum().backward()
+                def text() -> None:
+                    length = config.pretraining_length
+                    policy_pass(models.policy, config.pretraining_rows, 1, length - 1).sum().backward()
 
-            meter.run("update on pretraining text", steps, text)
+                meter.run("update on pretraining text", steps, text)
+            take_step(name, model, settings)

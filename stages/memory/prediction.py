@@ -61,7 +61,7 @@ def predict(config: PpoConfig, model: Path | str, prompt_length: int, with_rewar
         meter = MemoryMeter(imagine(models))
         kv_cache = sample(meter, models.policy, config, prompt_length)
         read(meter, models, config, prompt_length, with_reward_model)
-        update(meter, models, config, prompt_length)
+        update(meter, models, config, prompt_length, lambda _, model, __: model.zero_grad())
     rows_of_logits = min(CHUNK, micro_batch(config) * config.sampling.max_new_tokens)
     logits = 4 * rows_of_logits * models.policy.config.vocab_size
     return MemoryPlan(roles, meter.phases, kv_cache, logits)

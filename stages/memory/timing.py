@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from policy.heap import give_back_free_memory
 from policy.language_model import choose_device, load_config
@@ -17,6 +19,7 @@ from stages.memory.out_of_memory import ran_out_of_memory
 from stages.memory.passes import Models, read, sample, update
 from stages.optimizer import make_optimizer
 from stages.ppo_settings import PpoConfig
+from stages.settings import OptimizerConfig
 
 TRIES, ENOUGH = 15, 1.5  # of a pass at most, and seconds after which it is tried no more
 
@@ -66,8 +69,7 @@ def predict_seconds(
         models = Models(load_config(model), config, device)
         sample(clock, models.policy, config, prompt_length)
         read(clock, models, config, prompt_length, with_reward_model)
-        update(clock, models, config, prompt_length)
-        take_steps(clock, models, config)
+        update(clock, models, config, prompt_length, partial(take_step, clock, config))
     except RuntimeError as error:
         if not ran_out_of_memory(error):
             raise
@@ -76,16 +78,13 @@ def predict_seconds(
     return clock.seconds
 
 
-def take_steps(clock: Clock, models: Models, config: PpoConfig) -> None:
-    """The optimiser's steps, on the gradients that `update` left."""
-    for name, model, settings in (
-        ("update of the policy", models.policy, config.optimizer),
-        ("update of the value model", models.value, config.value_optimizer),
-    ):
-        optimizer, _ = make_optimizer(model.parameters(), settings, config.iterations)
+def take_step(clock: Clock, config: PpoConfig, phase: str, model: PreTrainedModel, settings: OptimizerConfig) -> None:
+    """An optimiser's, on the gradient that is there."""
+    optimizer, _ = make_optimizer(model.parameters(), settings, config.iterations)
 
-        def step(model: Any = model, optimizer: Any = optimizer, limit: float = settings.max_grad_norm) -> None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-            optimizer.step()
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
 
-        clock.run(name, config.inner_epochs * config.minibatches, step)
+    clock.run(phase, config.inner_epochs * config.minibatches, step)
+    optimizer.zero_grad()

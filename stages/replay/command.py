@@ -111,7 +111,8 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
     from tqdm import tqdm
 
     from policy.errors import ModelError
-    from stages.ppo import begin, improve
+    from stages.ppo import improve
+    from stages.ppo_learner import begin
     from stages.ppo_record import Steps, read_record, read_snapshot, record_path, snapshot_path
     from stages.ppo_stop import check_experience
 

@@ -1,0 +1,60 @@
+"""What PPO's updates change: the roles, their optimisers and schedules, from the same seed always the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from policy.errors import ModelError
+from policy.pretraining import GradientBalance
+from stages.memory.out_of_memory import RowsThatFit, rows_that_fit
+from stages.optimizer import make_optimizer
+from stages.ppo_record import Optimizers
+from stages.ppo_rewards import model_for_values
+from stages.ppo_roles import Roles, load_roles
+from stages.ppo_settings import PpoConfig
+
+
+class Learner(NamedTuple):
+    """What an update changes, and what it carries from one step to the next."""
+
+    roles: Roles
+    optimizers: Optimizers
+    balance: GradientBalance | None  # in place of pretraining_coef
+    fits: RowsThatFit
+
+
+def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: torch.device) -> Learner:
+    """The models and their optimisers before the first iteration; the same again from the same seed."""
+    torch.manual_seed(seed)  # adapters draw from the global generator
+    values_from = model_for_values(config.rewards, parents)
+    roles = load_roles(parents["sft"], values_from, device, config.lora, seed, config.shared_backbone)
+    return make_learner(roles, config)
+
+
+def make_learner(roles: Roles, config: PpoConfig) -> Learner:
+    """Precision, optimisers and schedules of the recipe for these models."""
+    roles.compute_in(config.precision)
+    optimizers = {
+        "policy": make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations - config.value_warmup),
+        "value": make_optimizer(roles.value.parameters(), config.value_optimizer, config.iterations),
+    }
+    ratio = config.pretraining_gradient_ratio
+    return Learner(roles, optimizers, None if ratio is None else GradientBalance(ratio), rows_that_fit(config))
+
+
+def take_step(learner: Learner, role: str, limit: float, step: dict[str, float], learns: bool = True) -> None:
+    """The optimiser's step of one model on its gradient, whose norm is clipped and put into `step`; or none, if it does
+    not learn yet."""
+    optimizer, model = learner.optimizers[role][0], getattr(learner.roles, role)
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+    if not math.isfinite(norm):
+        raise ModelError(f"ppo: the {role} model's gradient is {norm}; lower ppo's learning rates or clip_range.")
+    step[f"{role}/grad_norm"] = norm
+    if learns:
+        optimizer.step()
+    optimizer.zero_grad()
