@@ -210,6 +210,15 @@ def update(
     return means_of(measured)
 
 
+def micro_batches(
+    experience: Experience, minibatch: Tensor, rows_at_once: int
+) -> Iterator[tuple[Rollout, tuple[Tensor, slice]]]:
+    """A few episodes at a time, and where theirs stand in experience's tensors."""
+    for index in minibatch.split(rows_at_once):
+        rows = experience.rollout.rows(index)
+        yield rows, (index, slice(0, rows.response_mask.shape[1]))
+
+
 def policy_gradient(
     roles: Roles,
     experience: Experience,
@@ -223,9 +232,7 @@ def policy_gradient(
     # One token count for the whole step: a micro-batch of short answers must not weigh as much as one of long ones.
     n_tokens = int(experience.rollout.response_mask[minibatch].sum())
     step: dict[str, float] = {}
-    for index in minibatch.split(rows_at_once):
-        rows = experience.rollout.rows(index)
-        part = (index, slice(0, rows.response_mask.shape[1]))
+    for rows, part in micro_batches(experience, minibatch, rows_at_once):
         new = response_logprobs(roles.policy, rows, config.sampling.temperature, config.entropy_coef > 0)
         policy = clipped_policy_loss(
             new.logprobs,
@@ -257,9 +264,7 @@ def value_gradient(
     """The value model's, in the same way."""
     n_tokens = int(experience.rollout.response_mask[minibatch].sum())
     step: dict[str, float] = {}
-    for index in minibatch.split(rows_at_once):
-        rows = experience.rollout.rows(index)
-        part = (index, slice(0, rows.response_mask.shape[1]))
+    for rows, part in micro_batches(experience, minibatch, rows_at_once):
         values, old, returns = response_values(roles.value, rows), experience.values[part], experience.returns[part]
         value = clipped_value_loss(values, old, returns, rows.response_mask, config.value_clip_range, n_tokens)
         value.loss.backward()
