@@ -135,18 +135,20 @@ def update(
     rows, response = micro_batch(config), config.sampling.max_new_tokens
     steps = config.inner_epochs * config.minibatches
     passes = -(-minibatch // rows)
-    # The second pass finds the first one's gradients there; a third would find the same.
+    # The first pass makes gradients and the second finds them there; a third would find the same.
     runs = min(2, passes)
     with checkpointed(config.gradient_checkpointing, models.policy, models.value):
         for name, model, forward, settings in (
             ("update of the policy", models.policy, policy_pass, config.optimizer),
             ("update of the value model", models.value, value_pass, config.value_optimizer),
         ):
+            for run in range(runs):
 
-            def learn(model: Any = model, forward: Any = forward) -> None:
-                forward(model, rows, prompt, response).sum().backward()
+                def learn(first: bool = run == 0, model: Any = model, forward: Any = forward) -> None:
+                    if first:
+                        model.zero_grad()
+                    forward(model, rows, prompt, response).sum().backward()
 
-            for _ in range(runs):
                 meter.run(name, steps * passes / runs, learn)
             if config.mixes_text and model is models.policy:
 
