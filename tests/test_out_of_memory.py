@@ -64,7 +64,8 @@ class Update:
         config = replace(load_recipe(chain.path).ppo, optimizer=unclipped, value_optimizer=unclipped)
         self.roles = load_roles(chain.checkpoint("sft"), chain.checkpoint("reward_model"), CPU, None)
         experience = experienced(chain, self.roles, roll_out(self.roles, config), config, 0.1)
-        self.policy, self.value = CountingSgd(self.roles.policy, 0.01), CountingSgd(self.roles.value, 0.01)
+        # The value model's gradient is thousands long: steps that leave rounding where it is.
+        self.policy, self.value = CountingSgd(self.roles.policy, 0.01), CountingSgd(self.roles.value, 1e-5)
         self.order = torch.Generator().manual_seed(0)
         self.texts_read = 0
         self.fits = rows_that_fit(config)
@@ -96,7 +97,7 @@ def unhindered(chain: Chain) -> Update:
     ("limit", "where", "refusal", "rows"),
     [
         (3, "policy", {"full": GPU_FULL}, 2),
-        (4, "value", {"full": CPU_FULL}, 4),  # when the policy's gradient of the first micro-batch is there already
+        (4, "value", {"full": CPU_FULL}, 4),  # when the policy has taken its step already
         (2, "policy", {"full": CPU_FULL, "in_backward": True}, 2),
     ],
     ids=["forward of the policy", "forward of the value model", "backward"],
