@@ -192,6 +192,12 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
+def bare(model: Any) -> PreTrainedModel:
+    """The model that adapters, if any, were put into; they go on acting."""
+    found: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return found
+
+
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str, task_type: str) -> Any:
     """The model wrapped with trainable low-rank adapters (peft's PeftModel); `merge_and_unload` takes them in again.
 

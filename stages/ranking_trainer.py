@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from policy.language_model import bare
 from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_index, smoothed, voted_pair_index
 from reward.shared_prompt import PackedAnswers, can_share_prompt, pack_answers, packed_scores
 from stages.reward_settings import LabelConfig
@@ -64,11 +65,6 @@ class RankingModule(nn.Module):
     def forward(self, **packed: Tensor) -> Tensor:
         """Tensors of a PackedAnswers -> (answers,) raw scores."""
         return packed_scores(bare(self.model), PackedAnswers(**packed), normalised=False)
-
-
-def bare(model: Any) -> Any:
-    """The model that adapters, if any, were put into."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class RankingCollator:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from data_schema import Comparison, Demonstration, load_all, read_records
 from policy.checkpointing import checkpointed
 from policy.encoding import encode, encode_answers
-from policy.language_model import add_lora, choose_device, disable_dropout, load_tokenizer, save_checkpoint
+from policy.language_model import add_lora, bare, choose_device, disable_dropout, load_tokenizer, save_checkpoint
 from reward.adapter import CARD as ADAPTER_CARD
 from reward.adapter import write_adapter
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
@@ -37,7 +37,6 @@ from stages.ranking_trainer import (
     RankingCollator,
     RankingModule,
     RankingTrainer,
-    bare,
     merge_labelers,
     shares_prompts,
 )

@@ -22,6 +22,7 @@ from policy.encoding import encode, pad, set_template
 from policy.errors import ModelError
 from policy.language_model import (
     add_lora,
+    bare,
     choose_device,
     is_encoder_decoder,
     load_language_model,
@@ -177,12 +178,6 @@ def mix_pretraining(
     mixed = MixedBatches([len(row) for row in train["input_ids"]], n, config.batch_size, steps, share, job.seed)
     account = data_account(documents) | {"rows": len(texts), "rows_read": mixed.text_rows(steps)}
     return train, mixed, steps, {"pretraining_data": account}
-
-
-def bare(model: Any) -> PreTrainedModel:
-    """The model that adapters, if any, were put into; they go on acting."""
-    found: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return found
 
 
 def describe(candidate: Candidate) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
+from policy.language_model import bare
 from policy.packing import one_a_row, pack_lengths
 from stages.trainer import SortedWithinBatches
 
@@ -123,8 +124,7 @@ class DemonstrationTrainer(SFTTrainer):
             def keep_learned(body: Any, inputs: Any, states: Any) -> None:
                 states.last_hidden_state = states.last_hidden_state[:, :-1][learned].unsqueeze(0)
 
-            whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-            hook = whole.base_model.register_forward_hook(keep_learned)
+            hook = bare(self.model).base_model.register_forward_hook(keep_learned)
             try:
                 outputs = model(**batch, shift_labels=labels[:, 1:][learned].unsqueeze(0))
             finally:
