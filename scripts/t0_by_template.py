@@ -4,18 +4,27 @@
 
 writes t0/train/TEMPLATE.jsonl, and t0/held_out/TEMPLATE.jsonl for the templates whose names begin with a held-out
 family. The index has a line for each row, in the same order: the template's name, a tab, anything.
+
+Templates outside those families of which every row has the same answer go to t0/one_answer: a sample from the heads of
+sorted files has many (imdb: all negative), and they teach that answer, whatever is asked. With --longest-answer N,
+templates with an answer of more than N characters go to t0/long_answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+END = "<|endoftext|>"  # GPT-3's fine-tuning form has it after every completion
 
-def split_by_template(data: Path, index: Path, out: Path, held_out: Sequence[str]) -> dict[str, int]:
+
+def split_by_template(
+    data: Path, index: Path, out: Path, held_out: Sequence[str], longest_answer: int | None = None
+) -> dict[str, int]:
     """-> rows in each part. Raises ValueError where data and index do not fit, or a family has no row."""
     raw = gzip.decompress(data.read_bytes()) if data.suffix == ".gz" else data.read_bytes()
     rows = raw.decode().rstrip("\n").split("\n")
@@ -25,17 +34,25 @@ def split_by_template(data: Path, index: Path, out: Path, held_out: Sequence[str
     for family in held_out:
         if not any(name.startswith(f"{family}_") for name in names):
             raise ValueError(f"no template in {index} begins with {family}_; check the name")
-    counts = {"train": 0, "held_out": 0}
-    texts: dict[Path, str] = {}
+    templates: dict[str, list[str]] = {}
     for row, name in zip(rows, names, strict=True):
-        part = "held_out" if any(name.startswith(f"{family}_") for family in held_out) else "train"
-        counts[part] += 1
+        templates.setdefault(name, []).append(row)
+    counts: dict[str, int] = {}
+    for name, members in templates.items():
+        held = any(name.startswith(f"{family}_") for family in held_out)
+        part = "held_out" if held else _part(members, longest_answer)
+        counts[part] = counts.get(part, 0) + len(members)
         path = out / part / f"{name}.jsonl"
-        texts[path] = texts.get(path, "") + row + "\n"
-    for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text("\n".join(members) + "\n", encoding="utf-8")
     return counts
+
+
+def _part(rows: Sequence[str], longest_answer: int | None) -> str:
+    answers = [json.loads(row)["completion"].removesuffix(END).strip() for row in rows]
+    if len(rows) > 1 and len(set(answers)) == 1:
+        return "one_answer"
+    return "train" if longest_answer is None or max(map(len, answers)) <= longest_answer else "long_answers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("index", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--hold-out", nargs="*", default=[], metavar="FAMILY")
+    parser.add_argument("--longest-answer", type=int, metavar="N")
     options = parser.parse_args(arguments)
     try:
-        counts = split_by_template(options.data, options.index, options.out, options.hold_out)
+        counts = split_by_template(options.data, options.index, options.out, options.hold_out, options.longest_answer)
     except (OSError, ValueError) as error:
         print(f"t0_by_template: {error}", file=sys.stderr)
         return 2

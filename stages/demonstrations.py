@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from data_schema import Demonstration, Records
 from data_schema.few_shot import add_rationales, reword
 from data_schema.mixtures import load_mixture
 from stages.configs import SftConfig
+from stages.doctor.one_answer import one_answer_findings
 from stages.job import Job, data_account, keep_back
+
+logger = logging.getLogger("triptych.sft")
 
 
 class Demonstrations(NamedTuple):
@@ -26,6 +30,8 @@ class Demonstrations(NamedTuple):
 def load_demonstrations(config: SftConfig, job: Job) -> Demonstrations:
     """Read `config.data`, mix it, keep a share back, add reasoning and exemplars. Raises DataError as these do."""
     records, parts = load_mixture(config.data, Demonstration, config.mixture, job.seed)
+    for finding in one_answer_findings(records):
+        logger.warning("sft: %s; %s", finding.text, finding.cure)
     seen, held_out = keep_back(records, config.held_out, job.seed)
     train = reword(seen, config.chain_of_thought, config.few_shot, job.seed)
     if config.chain_of_thought is not None:

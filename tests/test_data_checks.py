@@ -4,6 +4,7 @@ import pytest
 
 from data_schema import Comparison, Demonstration, Message, Record
 from stages.doctor.checks import RowChecks, script_of
+from stages.doctor.one_answer import one_answer_findings
 
 
 def demonstration(question: str, answer: str, name: str = "d1") -> Demonstration:
@@ -71,3 +72,21 @@ def test_a_set_where_the_longer_response_wins_is_told(n_longer_wins: int, told: 
     rows = [Comparison(f"c{i}", "s", prompt, (long, short), (1, 2) if i < n_longer_wins else (2, 1)) for i in range(40)]
     ties = [Comparison(f"t{i}", "s", prompt, (long, short), (1, 1)) for i in range(40)]
     assert ("length_bias" in found(*rows, *ties)) == told
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (["no"] * 8, [8]),
+        (["no", " no\n"] * 4, [8]),  # white space around an answer is not learned
+        (["no"] * 7, []),  # seven rows can be alike by chance
+        (["no"] * 8 + ["yes"], []),
+        (["no", "yes"] + ["no"] * 8, []),
+    ],
+)
+def test_a_task_with_one_answer_is_told(answers: list[str], told: list[int]) -> None:
+    rows = [demonstration(f"is review {i} positive", answer, f"films:{i}") for i, answer in enumerate(answers)]
+    others = [demonstration(f"what is {i} + {i}", str(2 * i), f"sums:{i}") for i in range(10)]
+    findings = one_answer_findings([*rows, *others])
+    assert [finding.count for finding in findings] == told
+    assert all(finding.examples == ("films",) and "1 of 2 tasks" in finding.text for finding in findings)

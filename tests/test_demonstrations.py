@@ -108,6 +108,18 @@ def test_without_the_settings_what_is_trained_on_is_what_was_read(config: SftCon
     assert (read.train.fingerprint, read.held_out.fingerprint) == (train.fingerprint, held_out.fingerprint)
 
 
+def test_demonstrations_that_all_say_the_same_are_told_before_training(
+    config: SftConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reviews, sums = tmp_path / "reviews.jsonl", tmp_path / "sums.jsonl"
+    reviews.write_text("".join(json.dumps({"prompt": f"film {i}", "completion": "bad"}) + "\n" for i in range(9)))
+    sums.write_text("".join(json.dumps({"prompt": f"{i} + {i}", "completion": str(2 * i)}) + "\n" for i in range(9)))
+    load_demonstrations(replace(config, data=[Source(str(reviews)), Source(str(sums))]), job(tmp_path))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert 'sft: 1 of 2 tasks (9 of 18 rows) have one answer in all of their rows, such as "bad" in reviews' in told[0]
+
+
 def test_a_recipe_says_it_all_in_yaml(small_base: Path, tmp_path: Path) -> None:
     data = [{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl", "weight": 0.5, "templates": 9}]
     settings = {"mode": "weights", "cap": 3000, "by": "task"}

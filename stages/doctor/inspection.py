@@ -17,6 +17,7 @@ from data_schema.records import KIND_NAMES
 from stages.doctor.checks import RowChecks
 from stages.doctor.findings import EXAMPLES, Finding, Severity, one_line, worst_first
 from stages.doctor.lengths import Lengths, add_words, histogram, length_findings, quantiles, token_lengths
+from stages.doctor.one_answer import one_answer_findings
 from stages.doctor.tokenizer_checks import tokenizer_findings
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def examine(
 
     found = _dropped_findings(records)
     found += _duplicate_findings(records, repeats, sorted(near), same_prompt) + checks.findings()
+    found += one_answer_findings(records)
     if tokens is not None:
         found += tokenizer_findings(tokens.tokenizer, tokens.template == "tokenizer")
         lengths, refused = token_lengths(records, records.kind, tokens.tokenizer)
