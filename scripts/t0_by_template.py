@@ -25,7 +25,7 @@ END = "<|endoftext|>"  # GPT-3's fine-tuning form has it after every completion
 def split_by_template(
     data: Path, index: Path, out: Path, held_out: Sequence[str], longest_answer: int | None = None
 ) -> dict[str, int]:
-    """-> rows in each part. Raises ValueError where data and index do not fit, or a family has no row."""
+    """-> rows in each part. Raises ValueError where they do not fit, a family has no row or a row no answer."""
     raw = gzip.decompress(data.read_bytes()) if data.suffix == ".gz" else data.read_bytes()
     rows = raw.decode().rstrip("\n").split("\n")
     names = [line.split("\t")[0] for line in index.read_text(encoding="utf-8").rstrip("\n").split("\n")]
@@ -49,7 +49,10 @@ def split_by_template(
 
 
 def _part(rows: Sequence[str], longest_answer: int | None) -> str:
-    answers = [json.loads(row)["completion"].removesuffix(END).strip() for row in rows]
+    try:
+        answers = [str(json.loads(row)["completion"]).removesuffix(END).strip() for row in rows]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError("each row must be a JSON object with 'prompt' and 'completion', as T0's are") from error
     if len(rows) > 1 and len(set(answers)) == 1:
         return "one_answer"
     return "train" if longest_answer is None or max(map(len, answers)) <= longest_answer else "long_answers"

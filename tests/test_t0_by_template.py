@@ -45,3 +45,7 @@ def test_what_does_not_fit_is_told_in_one_line(
     assert main(t0) == 2
     assert "8 rows" in capsys.readouterr().err
     assert not (tmp_path / "t0").exists()
+    with gzip.open(tmp_path / "t0.jsonl.gz", "wt") as file:
+        file.write('{"inputs": "1", "targets": "2"}\n')
+    assert main(t0) == 2
+    assert "'completion'" in capsys.readouterr().err
