@@ -19,7 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-END = "<|endoftext|>"  # GPT-3's fine-tuning form has it after every completion
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a bare checkout runs too
+
+from data_schema.formats import GPT3_END
 
 
 def split_by_template(
@@ -50,7 +52,7 @@ def split_by_template(
 
 def _part(rows: Sequence[str], longest_answer: int | None) -> str:
     try:
-        answers = [str(json.loads(row)["completion"]).removesuffix(END).strip() for row in rows]
+        answers = [str(json.loads(row)["completion"]).removesuffix(GPT3_END).strip() for row in rows]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError("each row must be a JSON object with 'prompt' and 'completion', as T0's are") from error
     if len(rows) > 1 and len(set(answers)) == 1:
