@@ -3,7 +3,8 @@
     python benchmarks/ppo_memory.py [--model DIR] [--only NAME] [--rounds N]
 
 Each runs as a process of its own: four iterations of PPO's rollout, reading and update on random weights and prompts,
-then its peak of resident memory. DIR is SmolLM2-135M's directory. The last line is one JSON object.
+then its peak of resident memory; then, in turn, the plan's prediction of the seconds and three iterations more. DIR is
+SmolLM2-135M's directory. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +25,7 @@ from pairs import last_object, peak_memory, write_result  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "assets" / "quickstart_base"
+PHASES = ("sampling", "reading", "update")
 
 
 def cases() -> dict[str, tuple[bool, dict[str, Any], int]]:
@@ -77,8 +80,8 @@ def make_roles(model: str, config: Any) -> Any:
     return roles
 
 
-def measure(name: str, model: str) -> dict[str, Any]:
-    """Run one configuration in this process."""
+def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
+    """Run one configuration in this process: its peak after four iterations, then prediction and iterations in turn."""
     import torch
 
     from data_schema import Source
@@ -93,12 +96,13 @@ def measure(name: str, model: str) -> dict[str, Any]:
 
     smollm2, settings, prompt = cases()[name]
     config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
-    roles = make_roles(model if smollm2 else str(TINY), config)
+    chosen = model if smollm2 else str(TINY)
+    roles = make_roles(chosen, config)
     learner = make_learner(roles, config)
     rng = torch.Generator().manual_seed(0)
     orders = shuffles(config.rollout_batch, rng)
-    seconds: dict[str, list[float]] = {"sampling": [], "reading": [], "update": []}
-    for _ in range(4):
+
+    def iterate() -> tuple[float, ...]:
         started = time.perf_counter()
         size = (config.rollout_batch, prompt)
         rollout = collect_rollout(
@@ -120,55 +124,61 @@ def measure(name: str, model: str) -> dict[str, Any]:
         read = time.perf_counter()
         with checkpointed(config.gradient_checkpointing, roles.policy, roles.value):
             update(learner, experience, None, config, orders)
-        for part, taken in zip(seconds, (sampled - started, read - sampled, time.perf_counter() - read), strict=True):
-            seconds[part].append(taken)
-    # The first iteration is longer: kernels are chosen, memory is new.
-    return {"peak": peak_memory(), "seconds": {part: median(taken[1:]) for part, taken in seconds.items()}}
+        return sampled - started, read - sampled, time.perf_counter() - read
+
+    for _ in range(4):
+        iterate()
+    peak = peak_memory()  # the prediction's models come after it
+    times = [(predicted_seconds(config, chosen, prompt), medians(iterate() for _ in range(3))) for _ in range(rounds)]
+    return {"peak": peak, "seconds": times}
 
 
-def predict_here(name: str, model: str) -> dict[str, Any]:
-    """What the plan says of one configuration."""
+def medians(rows: Iterable[Sequence[float]]) -> list[float]:
+    return [median(column) for column in zip(*rows, strict=True)]
+
+
+def predicted_seconds(config: Any, model: str, prompt: int) -> list[float]:
+    """Of PHASES, in order."""
+    from stages.memory.timing import predict_seconds
+
+    found = predict_seconds(config, model, prompt)
+    return [sum(value for phase, value in found.items() if phase.startswith(name)) for name in PHASES]
+
+
+def predicted_bytes(name: str, model: str) -> dict[str, int]:
+    """What the plan says of one configuration's memory."""
     from data_schema import Source
     from stages.memory.prediction import predict
     from stages.memory.process import heap_holes, process_bytes
-    from stages.memory.timing import predict_seconds
     from stages.ppo_settings import PpoConfig
 
     smollm2, settings, prompt = cases()[name]
     config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
-    chosen = model if smollm2 else TINY
-    process, plan = process_bytes(config), predict(config, chosen, prompt)
-    found = predict_seconds(config, chosen, prompt)
-    seconds = {
-        part: sum(value for phase, value in found.items() if phase.startswith(part))
-        for part in ("sampling", "reading", "update")
-    }
-    return {"peak": process + heap_holes(config, plan) + plan.peak, "tensors": plan.peak, "seconds": seconds}
+    process, plan = process_bytes(config), predict(config, model if smollm2 else TINY, prompt)
+    return {"peak": process + heap_holes(config, plan) + plan.peak, "tensors": plan.peak}
 
 
 def compare(name: str, model: str, rounds: int) -> dict[str, Any]:
-    """Predict it and run it in turn, each in a process of its own: a child's peak is at least its parent's size.
-    Seconds are of the round with the median ratio."""
-    pairs = []
-    for _ in range(rounds):
-        found = {}
-        for what in ("predict", "run"):
-            words = [sys.executable, __file__, "--model", model, f"--{what}", name]
-            found[what] = last_object(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-        plan, measured = found["predict"], found["run"]
-        pairs.append(
-            {
-                "seconds_ratio": sum(plan["seconds"].values()) / sum(measured["seconds"].values()),
-                "predicted_seconds": plan["seconds"],
-                "measured_seconds": measured["seconds"],
-                "predicted_tensors": plan["tensors"],
-                "predicted_peak": plan["peak"],
-                "measured_peak": measured["peak"],
-                "peak_ratio": plan["peak"] / measured["peak"],
-            }
-        )
-    pairs.sort(key=lambda pair: pair["seconds_ratio"])
-    return pairs[len(pairs) // 2] | {"seconds_ratios": [pair["seconds_ratio"] for pair in pairs]}
+    """Predict it and run it, each in a process of its own: a child's peak is at least its parent's size. Seconds are of
+    the round with the median ratio; a round is one process's, as two here differ by half and more."""
+    found = {}
+    for what in ("predict", "run"):
+        words = [sys.executable, __file__, "--model", model, "--rounds", str(rounds), f"--{what}", name]
+        found[what] = last_object(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    plan, run = found["predict"], found["run"]
+    by_ratio = sorted(run["seconds"], key=lambda pair: sum(pair[0]) / sum(pair[1]))
+    ratios = [sum(predicted) / sum(measured) for predicted, measured in by_ratio]
+    predicted, measured = by_ratio[rounds // 2]
+    return {
+        "seconds_ratio": ratios[rounds // 2],
+        "predicted_seconds": dict(zip(PHASES, predicted, strict=True)),
+        "measured_seconds": dict(zip(PHASES, measured, strict=True)),
+        "predicted_tensors": plan["tensors"],
+        "predicted_peak": plan["peak"],
+        "measured_peak": run["peak"],
+        "peak_ratio": plan["peak"] / run["peak"],
+        "seconds_ratios": ratios,
+    }
 
 
 def main() -> None:
@@ -180,8 +190,8 @@ def main() -> None:
     parser.add_argument("--predict", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run or options.predict:
-        found = measure(options.run, options.model) if options.run else predict_here(options.predict, options.model)
-        print(json.dumps(found))
+        alone = options.run and measure(options.run, options.model, options.rounds)
+        print(json.dumps(alone or predicted_bytes(options.predict, options.model)))
         return
     found = {name: compare(name, options.model, options.rounds) for name in cases() if options.only in (None, name)}
     if options.only is None:
