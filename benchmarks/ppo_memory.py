@@ -44,6 +44,15 @@ def cases() -> dict[str, tuple[bool, dict[str, Any], int]]:
     }
 
 
+def configured(name: str, model: str) -> tuple[Any, str, int]:
+    """-> (PPO's config, the directory of its models, tokens of a prompt)."""
+    from data_schema import Source
+    from stages.ppo_settings import PpoConfig
+
+    smollm2, settings, prompt = cases()[name]
+    return PpoConfig(prompts=[Source("prompts.jsonl")], **settings), model if smollm2 else str(TINY), prompt
+
+
 def make_roles(model: str, config: Any) -> Any:
     """The four roles with random weights; what the reward model was trained to does not matter here."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -84,7 +93,6 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
     """Run one configuration in this process: its peak after four iterations, then prediction and iterations in turn."""
     import torch
 
-    from data_schema import Source
     from policy.checkpointing import checkpointed
     from policy.rollout import collect_rollout
     from reward.scalar_model import response_scores
@@ -92,11 +100,8 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
     from stages.ppo import evaluate_rollout, update
     from stages.ppo_learner import make_learner
     from stages.ppo_prompts import shuffles
-    from stages.ppo_settings import PpoConfig
 
-    smollm2, settings, prompt = cases()[name]
-    config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
-    chosen = model if smollm2 else str(TINY)
+    config, chosen, prompt = configured(name, model)
     roles = make_roles(chosen, config)
     learner = make_learner(roles, config)
     rng = torch.Generator().manual_seed(0)
@@ -147,14 +152,11 @@ def predicted_seconds(config: Any, model: str, prompt: int) -> list[float]:
 
 def predicted_bytes(name: str, model: str) -> dict[str, int]:
     """What the plan says of one configuration's memory."""
-    from data_schema import Source
     from stages.memory.prediction import predict
     from stages.memory.process import heap_holes, process_bytes
-    from stages.ppo_settings import PpoConfig
 
-    smollm2, settings, prompt = cases()[name]
-    config = PpoConfig(prompts=[Source("prompts.jsonl")], **settings)
-    process, plan = process_bytes(config), predict(config, model if smollm2 else TINY, prompt)
+    config, chosen, prompt = configured(name, model)
+    process, plan = process_bytes(config), predict(config, chosen, prompt)
     return {"peak": process + heap_holes(config, plan) + plan.peak, "tensors": plan.peak}
 
 
@@ -190,8 +192,12 @@ def main() -> None:
     parser.add_argument("--predict", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run or options.predict:
-        alone = options.run and measure(options.run, options.model, options.rounds)
-        print(json.dumps(alone or predicted_bytes(options.predict, options.model)))
+        found = (
+            measure(options.run, options.model, options.rounds)
+            if options.run
+            else predicted_bytes(options.predict, options.model)
+        )
+        print(json.dumps(found))
         return
     found = {name: compare(name, options.model, options.rounds) for name in cases() if options.only in (None, name)}
     if options.only is None:
