@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 
 from data_schema import Comparison, Demonstration, load_all, read_records
@@ -21,6 +22,7 @@ from policy.encoding import encode, encode_answers
 from policy.language_model import add_lora, bare, choose_device, disable_dropout, load_tokenizer, save_checkpoint
 from reward.adapter import CARD as ADAPTER_CARD
 from reward.adapter import write_adapter
+from reward.frozen_layers import freeze_layers
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
 from reward.ranking_loss import ranked_pairs
 from reward.scalar_model import from_language_model, store_normalisation
@@ -37,6 +39,7 @@ from stages.ranking_trainer import (
     RankingCollator,
     RankingModule,
     RankingTrainer,
+    keep_states,
     merge_labelers,
     shares_prompts,
 )
@@ -58,19 +61,24 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
 
     model: Any = from_language_model(job.parents["sft"], device, job.seed)
     disable_dropout(model)
+    if config.frozen_layers:
+        freeze_layers(model, config.frozen_layers)
     if config.lora:
         model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
     share_prompts = shares_prompts(bare(model), train, tokenizer.pad_token_id)
     collator = RankingCollator(
         tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens, config.labels
     )
-    fit(model, train, collator, config, job, steps)
+    module: nn.Module = RankingModule(model)
+    rankings = train
+    if config.frozen_layers:
+        module, rankings = keep_states(model, train, collator, config.batch_prompts)
+    fit_once = partial(fit, model, module, rankings, collator, config, job, steps)
+    fit_once()
     members = []
     if config.ensemble > 1:
         settings = model.peft_config["default"]
-        members = train_others(
-            model, partial(fit, model, train, collator, config, job, steps), config.ensemble, job.seed
-        )
+        members = train_others(model, fit_once, config.ensemble, job.seed)
 
     if config.lora:  # as it is before merging
         write_adapter(job.output, model, job.parents["sft"])
@@ -94,6 +102,7 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
 
 def fit(
     model: Any,
+    module: nn.Module,
     train: list[Ranking],
     collator: RankingCollator,
     config: RewardModelConfig,
@@ -101,7 +110,8 @@ def fit(
     steps: int,
     member: int = 0,
 ) -> None:
-    """Train what is trainable in the model; a further member of an ensemble has its own curves and order of data."""
+    """Train what is trainable in the model, by passes of `module` around it; a further member of an ensemble has its
+    own curves and order of data."""
     arguments = TrainingArguments(
         **trainer_arguments(
             job.directory,
@@ -114,7 +124,7 @@ def fit(
         )
     )
     trainer = RankingTrainer(
-        model=RankingModule(model),
+        model=module,
         args=arguments,
         train_dataset=train,
         data_collator=collator,
