@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from policy.errors import ModelError
 from policy.shared_weights import share_weights
@@ -49,9 +49,7 @@ def freeze_layers(model: PreTrainedModel, n_layers: int) -> None:
             f"read the frozen ones; set it to {len(layers) - 1} or fewer (two thirds of them: {len(layers) * 2 // 3})."
         )
     body.layers = layers[: n_layers + 1]
-    model.config.num_hidden_layers = n_layers + 1
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[: n_layers + 1]
+    cut_config(model.config, n_layers)
     attention = body.layers[-1].self_attn
     with torch.no_grad():
         for parameter in attention.q_proj.parameters():
@@ -59,6 +57,13 @@ def freeze_layers(model: PreTrainedModel, n_layers: int) -> None:
     model.requires_grad_(False)
     for trained in (*(getattr(attention, name) for name in TRAINED), scalar_head(model)):
         trained.requires_grad_(True)
+
+
+def cut_config(config: PreTrainedConfig, n_layers: int) -> None:
+    """Let a config speak of `n_layers` layers and the one that reads them."""
+    config.num_hidden_layers = n_layers + 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: n_layers + 1]
 
 
 @torch.no_grad()

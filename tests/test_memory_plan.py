@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -16,13 +17,14 @@ import torch
 from small_recipe import ROOT, small_recipe, write_recipe
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
 
 from data_schema import Source
 from policy.language_model import LanguageModel, load_config
 from stages.errors import ConfigError
 from stages.memory.command import command
 from stages.memory.live import LiveMemory
-from stages.memory.passes import Models, update
+from stages.memory.passes import Models, size, update
 from stages.memory.prediction import MemoryPlan, predict
 from stages.ppo_settings import PpoConfig
 from stages.settings import LoraConfig, SamplingConfig
@@ -138,6 +140,30 @@ def test_an_update_multiplies_six_times_for_each_weight_and_token(tiny_base: Pat
     # Forward two, backward four; the head reads response tokens alone, and its forward products are made twice.
     expected = 16 * (6 * linear * (PROMPT + 8) + 8 * head * 8)
     assert 1 <= update_flops(tiny_base) / expected < 1.1  # the rest is attention
+
+
+def test_a_reward_model_over_frozen_layers_plans_a_smaller_value_model(tiny: LanguageModel) -> None:
+    deeper = copy.deepcopy(tiny.model.config)
+    deeper.num_hidden_layers = 4
+    whole, cut = (Models(copy.deepcopy(deeper), CONFIG, torch.device("meta"), layers) for layers in (None, 2))
+    assert size(whole.policy) == size(cut.policy)
+    assert size(whole.value) - size(cut.value) == size(tiny.model.model.layers[0])
+
+
+def test_the_command_plans_the_recipe_s_frozen_layers(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bytes_of = {}
+    recipe = small_recipe(tiny_base)
+    LlamaConfig(vocab_size=64, hidden_size=32, num_attention_heads=4, num_hidden_layers=4).save_pretrained(tmp_path)
+    for layers in (None, 1):
+        path = write_recipe(tmp_path / "small.yaml", recipe, reward_model__frozen_layers=layers)
+        command([str(path), "--json", "--no-time", "--model", str(tmp_path)])
+        bytes_of[layers] = {
+            name: role["weights"] for name, role in json.loads(capsys.readouterr().out)["roles"].items()
+        }
+    assert bytes_of[1]["policy"] == bytes_of[None]["policy"]
+    assert bytes_of[1]["reward"] == bytes_of[1]["value"] < bytes_of[None]["value"]
 
 
 def test_pretraining_text_is_a_phase_of_its_own(plan: Any, tiny_base: Path) -> None:

@@ -47,8 +47,10 @@ def command(words: Sequence[str]) -> None:
     model = options.model or recipe.ppo.sft or recipe.sft.base_model
     prompt_length = options.prompt_length or recipe.ppo.max_prompt_length
     with_reward_model = reads_pipelines(recipe.ppo.rewards)
-    plan = predict(recipe.ppo, model, prompt_length, with_reward_model)
-    seconds = {} if options.no_time else predict_seconds(recipe.ppo, model, prompt_length, with_reward_model)
+    frozen_layers = recipe.reward_model.frozen_layers if recipe.reward_model and with_reward_model else None
+    asked = recipe.ppo, model, prompt_length, with_reward_model, frozen_layers
+    plan = predict(*asked)
+    seconds = {} if options.no_time else predict_seconds(*asked)
     found = account(plan, process, heap_holes(recipe.ppo, plan), seconds)
     print(json.dumps(found) if options.json else table(found, str(model), prompt_length, recipe.ppo))
 

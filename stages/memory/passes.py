@@ -6,6 +6,7 @@ Whoever measures them says how: on fake tensors for memory (prediction.py), for 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from policy.language_model import add_lora
 from policy.logprobs import token_logprobs_from_hidden
 from policy.rollout import output_head
 from reward.adapter import scalar_model_over
+from reward.frozen_layers import cut_config
 from reward.scalar_model import scalar_head
 from stages.memory.out_of_memory import micro_batch
 from stages.ppo_settings import PpoConfig
@@ -42,16 +44,23 @@ class Meter(Protocol):
 
 
 class Models:
-    """Policy and value model with random weights, adapters included. On the "meta" device they are shapes alone."""
+    """Policy and value model with random weights, adapters included. On the "meta" device they are shapes alone.
 
-    def __init__(self, config: PreTrainedConfig, ppo: PpoConfig, device: torch.device) -> None:
+    `frozen_layers` is what the recipe's reward model, from which the value model starts, says of them."""
+
+    def __init__(
+        self, config: PreTrainedConfig, ppo: PpoConfig, device: torch.device, frozen_layers: int | None = None
+    ) -> None:
         config.num_labels, config.pad_token_id = 1, 0
+        of_value = copy.deepcopy(config)
+        if frozen_layers:
+            cut_config(of_value, frozen_layers)
         with device:
             self.policy: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
             if ppo.shared_backbone and device.type != "meta":
-                self.value: PreTrainedModel = scalar_model_over(self.policy, config)
+                self.value: PreTrainedModel = scalar_model_over(self.policy, of_value)
             else:
-                self.value = AutoModelForSequenceClassification.from_config(config).eval()
+                self.value = AutoModelForSequenceClassification.from_config(of_value).eval()
         self.bare_policy, self.bare_value = size(self.policy), size(self.value)
         self._adapters: tuple[Any, ...] = ()
         if ppo.lora is not None:

@@ -53,9 +53,16 @@ class MemoryPlan:
         return self.held + max(self.phases.values())
 
 
-def predict(config: PpoConfig, model: Path | str, prompt_length: int, with_reward_model: bool = True) -> MemoryPlan:
-    """The plan of one PPO iteration with this model in every role and prompts of so many tokens."""
-    models = Models(load_config(model), config, torch.device("meta"))
+def predict(
+    config: PpoConfig,
+    model: Path | str,
+    prompt_length: int,
+    with_reward_model: bool = True,
+    frozen_layers: int | None = None,
+) -> MemoryPlan:
+    """The plan of one PPO iteration with this model in every role and prompts of so many tokens; reward and value model
+    are cut where the recipe's reward model has `frozen_layers`."""
+    models = Models(load_config(model), config, torch.device("meta"), frozen_layers)
     roles = role_memory(models, config, with_reward_model)
     with FakeTensorMode():
         meter = MemoryMeter(imagine(models))

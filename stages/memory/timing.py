@@ -56,7 +56,11 @@ class Clock:
 
 
 def predict_seconds(
-    config: PpoConfig, model: Path | str, prompt_length: int, with_reward_model: bool = True
+    config: PpoConfig,
+    model: Path | str,
+    prompt_length: int,
+    with_reward_model: bool = True,
+    frozen_layers: int | None = None,
 ) -> dict[str, float]:
     """Seconds of each phase of an iteration, with this model in every role. Needs the memory of one policy and one
     value model in training.
@@ -66,7 +70,7 @@ def predict_seconds(
     device = choose_device(config.device)
     clock = Clock(device)
     try:
-        models = Models(load_config(model), config, device)
+        models = Models(load_config(model), config, device, frozen_layers)
         sample(clock, models.policy, config, prompt_length)
         read(clock, models, config, prompt_length, with_reward_model)
         update(clock, models, config, prompt_length, partial(take_step, clock, config))
