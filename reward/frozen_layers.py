@@ -1,11 +1,12 @@
-"""A reward model over frozen layers, which reads the mean of a text's states: for few comparisons.
+"""A reward model over frozen layers, for few comparisons: a linear readout of the mean of a text's states.
 
-What tells a good answer may stand in any of its words, and the states of the last one, made to predict what comes next,
-keep little of it. So the backbone is cut and one more layer attends evenly to every token: its queries are zero. What
-that layer adds at the last token is linear in the mean of the states below, which never change; they are computed once,
-and its value and output projections and the head train on them in seconds. The model stays a plain sequence classifier.
+What tells a good answer may stand in any of its words; the states of the last one, made to predict what comes next,
+keep little of it. So the backbone is cut after layers that stay as they are, the mean of their states is read once for
+each text, and a readout is fitted to the ranking loss with an L2 penalty: a convex problem, the same result every time.
+(Linear readouts of middle layers: Alain & Bengio 2016; over tuning on little data: Kumar et al. 2022.)
 
-Linear readouts of frozen middle layers: Alain & Bengio 2016; over tuning on little data: Kumar et al. 2022.
+It is written into one more layer of the same architecture, so that the model stays a plain sequence classifier: queries
+of zero attend evenly, values pick the readout out of the mean, the output projection drowns what the last token held.
 """
 
 from __future__ import annotations
@@ -13,33 +14,46 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from policy.errors import ModelError
-from policy.shared_weights import share_weights
-from reward.scalar_model import scalar_head, scalars
+from reward.ranking_loss import PairIndex, kwise_ranking_loss
+from reward.scalar_model import scalar_head
 from reward.shared_prompt import PackedAnswers, packed_scores
 
-TRAINED = ("v_proj", "o_proj")
+LOUD = 3e4  # how far the readout drowns the last token's own state; float16 ends at 6.5e4
+SMALL = 0.05  # deviation of the readout beside the constant that the final norm divides by; 3 deviations lose 1 %
 
 
-class FrozenStates(NamedTuple):
-    """What the layer above the frozen ones needs of each text."""
+class Readout(NamedTuple):
+    """Two directions in the space of means, float64."""
 
-    mean: Tensor  # (answers, hidden) float32, over the tokens of prompt and answer, of what its attention reads
-    last: Tensor  # (answers, hidden) float32, of the answer's last token
+    score: Tensor  # (hidden,) mean @ score is the text's score; 0 on average over the texts it was fitted on
+    constant: Tensor  # (hidden,) mean @ constant is 1 for every text, as nearly as there is such a direction
+    spread: float  # standard deviation of the score over these texts
 
 
-def freeze_layers(model: PreTrainedModel, n_layers: int) -> None:
-    """Cut a scalar model after `n_layers` layers that stay as they are and one above them that attends evenly; its
-    value and output projections and the head are left to train.
+def cut_config(config: PreTrainedConfig, n_layers: int) -> None:
+    """Let a config speak of `n_layers` frozen layers and the one that reads them."""
+    config.num_hidden_layers = n_layers + 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: n_layers + 1]
 
-    Raises ModelError for fewer layers than that, or for an architecture without `layers` and `self_attn.q_proj`.
+
+def cut_after(model: PreTrainedModel, n_layers: int) -> None:
+    """Keep a scalar model's first `n_layers` layers and one above them.
+
+    Raises ModelError for fewer layers than that, or for an architecture that is not built like Llama.
     """
     body: Any = getattr(model, model.base_model_prefix)
     layers = getattr(body, "layers", None)
-    if layers is None or not hasattr(getattr(layers[-1], "self_attn", None), "q_proj"):
+    parts = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+    if (
+        layers is None
+        or not hasattr(body, "norm")
+        or not {name for name, _ in layers[-1].named_modules()}.issuperset(parts)
+    ):
         raise ModelError(
             f"reward_model.frozen_layers knows models built like Llama, not {type(model).__name__}; leave it out."
         )
@@ -50,81 +64,89 @@ def freeze_layers(model: PreTrainedModel, n_layers: int) -> None:
         )
     body.layers = layers[: n_layers + 1]
     cut_config(model.config, n_layers)
-    attention = body.layers[-1].self_attn
-    with torch.no_grad():
-        for parameter in attention.q_proj.parameters():
-            parameter.zero_()
-    model.requires_grad_(False)
-    for trained in (*(getattr(attention, name) for name in TRAINED), scalar_head(model)):
-        trained.requires_grad_(True)
-
-
-def cut_config(config: PreTrainedConfig, n_layers: int) -> None:
-    """Let a config speak of `n_layers` layers and the one that reads them."""
-    config.num_hidden_layers = n_layers + 1
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: n_layers + 1]
 
 
 @torch.no_grad()
-def frozen_states(model: PreTrainedModel, packed: PackedAnswers) -> FrozenStates:
-    """One pass over packed answers, up to the last layer of a model that `freeze_layers` has cut."""
-    layer: Any = getattr(model, model.base_model_prefix).layers[-1]
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[name] = (args[0] if args else kwargs["hidden_states"]).float()
-
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, kwargs, name=name: keep(name, args, kwargs), with_kwargs=True)
-        for name, module in (("layer", layer), ("attention", layer.self_attn))
-    ]
+def mean_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
+    """(answers, hidden) float32: the mean, over prompt and answer, of what the last layer's attention is given."""
+    attention: Any = getattr(model, model.base_model_prefix).layers[-1].self_attn
+    given: list[Tensor] = []
+    hook = attention.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
     try:
         packed_scores(model, packed, normalised=False)
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
     row, column = packed.row, packed.column
     segments = packed.segments[row]  # (answers, width)
     own, prompt = packed.segments[row, column][:, None], packed.prompts[row, column][:, None]
-    before = torch.arange(segments.shape[1], device=row.device) <= column[:, None]
-    read = (((segments == own) | (segments == prompt)) & before).float()
-    mean = torch.einsum("aw,awh->ah", read / read.sum(1, keepdim=True), seen["attention"][row])
-    return FrozenStates(mean, seen["layer"][row, column])
+    until = torch.arange(segments.shape[1], device=row.device) <= column[:, None]
+    read = (((segments == own) | (segments == prompt)) & until).float()
+    return torch.einsum("aw,awh->ah", read / read.sum(1, keepdim=True), given[0][row].float())
 
 
-class ReadingLayer(nn.Module):
-    """The part of a cut scalar model above its frozen layers, over states that were kept; the weights are the model's.
+def fit_readout(means: Tensor, pairs: PairIndex, l2: float) -> Readout:
+    """Minimise the ranking loss plus l2 * |w|^2, w in units of each channel's root mean square over the pairs.
 
-    A text of one token whose attention is handed the mean gives, at that token, what the whole text gives at its last.
+    means (answers, hidden), as the pairs number them.
     """
+    means = means.double()
+    scale = (means[pairs.winner] - means[pairs.loser]).square().mean(0).sqrt().clamp_min(1e-12)
+    scaled = means / scale
+    weight = torch.zeros(means.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        top: Any = share_weights(getattr(model, model.base_model_prefix))
-        top.layers = top.layers[-1:]
-        top.layers[0].self_attn.register_forward_pre_hook(self._hand_over, with_kwargs=True)
-        self.top, self._mean = top, torch.empty(0)
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = kwise_ranking_loss(scaled @ weight, pairs) + l2 * weight.square().sum()
+        total.backward()
+        return total
 
-    def forward(self, mean: Tensor, last: Tensor) -> Tensor:
-        """FrozenStates of the answers -> (answers,) raw scores."""
-        self._mean = mean.unsqueeze(1)
-        hidden = self.top(inputs_embeds=last.unsqueeze(1), use_cache=False).last_hidden_state[:, 0]
-        return scalars(self.model, hidden, normalised=False)
-
-    def _hand_over(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (self._mean, *args[1:]), kwargs
-        return (), kwargs | {"hidden_states": self._mean}
+    optimizer.step(loss)
+    score = weight.detach() / scale
+    # The least change that makes `mean @ constant` 1: ridge regression of 1, its penalty far below the means' own size.
+    gram = means.T @ means / len(means)
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    constant = torch.linalg.solve(gram, means.mean(0))
+    score = score - (means @ score).mean() / (means @ constant).mean() * constant
+    return Readout(score, constant, float((means @ score).std()))
 
 
 @torch.no_grad()
-def check_reading(model: PreTrainedModel, reading: ReadingLayer, packed: PackedAnswers, states: FrozenStates) -> None:
-    """Raise ModelError unless kept states give the scores of the whole model."""
-    whole, kept = packed_scores(model, packed, normalised=False), reading(*states)
-    if not torch.allclose(whole, kept, rtol=1e-4, atol=1e-4):
+def write_readout(model: PreTrainedModel, readout: Readout) -> None:
+    """Make the last layer and the head give `mean @ readout.score`, within a hundredth or two where scores are within
+    three deviations and `constant` is one; beyond twenty they level off."""
+    body: Any = getattr(model, model.base_model_prefix)
+    layer = body.layers[-1]
+    attention = layer.self_attn
+    for module in (attention.q_proj, attention.v_proj, attention.o_proj, layer.mlp.down_proj, scalar_head(model)):
+        for parameter in module.parameters():
+            parameter.zero_()
+    small = SMALL / readout.spread
+    attention.v_proj.weight[0] = readout.score * small
+    attention.v_proj.weight[1] = readout.constant
+    # Two channels that the final norm treats alike in size, so that neither is lost to rounding.
+    norm = body.norm.weight.abs()
+    score_channel, constant_channel = (norm - norm.median()).abs().argsort()[:2].tolist()
+    attention.o_proj.weight[score_channel, 0] = LOUD  # the first query head reads the first key-value head
+    attention.o_proj.weight[constant_channel, 1] = LOUD
+    unit = torch.zeros(1, 1, len(norm), device=norm.device)
+    unit[..., score_channel], unit[..., constant_channel] = LOUD * SMALL, LOUD
+    of_one_deviation = body.norm(unit)[0, 0, score_channel]
+    scalar_head(model).get_parameter("weight")[0, score_channel] = readout.spread / of_one_deviation
+
+
+def check_readout(model: PreTrainedModel, packed: PackedAnswers, readout: Readout) -> None:
+    """Raise ModelError unless the whole model gives these texts the readout's scores."""
+    expected = mean_states(model, packed).double() @ readout.score.to(packed.ids.device)
+    with torch.no_grad():
+        found = packed_scores(model, packed, normalised=False)
+    off = ((found - expected).abs() / (readout.spread + expected.abs())).max().item()
+    if not off < 0.5:
         raise ModelError(
-            f"reward_model.frozen_layers does not fit {type(model).__name__}: over kept states a score is "
-            f"{(whole - kept).abs().max().item():.2g} off; leave it out."
+            f"reward_model.frozen_layers does not fit {type(model).__name__}: its scores are {off:.2g} of a standard "
+            "deviation from the readout's; leave it out."
         )

@@ -92,8 +92,8 @@ class RewardModelConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=9e-6))
     lora: LoraConfig | None = None
     frozen_layers: int | None = None
-    """Keep so many layers as they are, and one above them that reads the mean of a text's states: on a few hundred
-    comparisons often better than training all, and much faster (docs/reward_model.md). null: train the whole model."""
+    """Keep so many layers as they are and fit a linear readout of the mean of their states, for a few hundred
+    comparisons (docs/reward_model.md): no epochs, no optimizer. null: train the whole model."""
     device: Device = "auto"
 
     def __post_init__(self) -> None:

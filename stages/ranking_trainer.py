@@ -1,23 +1,20 @@
 """How the reward model is trained: rankings in batches, InstructGPT's loss, on Hugging Face's Trainer.
 
 A prompt's answers are read in one pass that reads the prompt once (reward/shared_prompt.py); all their pairs belong to
-one batch element, whatever pieces a step is cut into. Where layers are frozen, a step reads the states they left.
+one batch element, whatever pieces a step is cut into.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer
 
 from policy.language_model import bare
-from reward.frozen_layers import FrozenStates, ReadingLayer, check_reading, frozen_states
 from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_index, smoothed, voted_pair_index
 from reward.shared_prompt import PackedAnswers, can_share_prompt, pack_answers, packed_scores
 from stages.reward_settings import LabelConfig
@@ -33,7 +30,6 @@ class Ranking(NamedTuple):
     ranks: tuple[int, ...]  # 1 = best, equal = tie
     margin: float | None = None  # by how much the better is better, as the data say
     votes: tuple[tuple[int, ...], ...] = ()  # the ranks of every labeler, where several were merged
-    states: FrozenStates | None = None  # of its answers, where layers are frozen
 
     def n_tokens(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
@@ -89,7 +85,7 @@ class RankingCollator:
 
     def parts(self, rankings: Sequence[Ranking]) -> list[list[Ranking]]:
         """Rankings of like length share a part; one that is over the budget alone stands alone."""
-        if not self.tokens or rankings[0].states:
+        if not self.tokens:
             return [list(rankings)]
         parts: list[list[Ranking]] = []
         held = 0
@@ -107,8 +103,7 @@ class RankingCollator:
         return pack_answers(prompts, answers, self.pad_id, self.hidden_size, self.share_prompts)
 
     def part(self, rankings: Sequence[Ranking], n_prompts: int) -> dict[str, Any]:
-        texts = kept_states(rankings) or self.pack(rankings)
-        return {"packed": texts._asdict(), "pairs": self.pairs(rankings, n_prompts)._asdict()}
+        return {"packed": self.pack(rankings)._asdict(), "pairs": self.pairs(rankings, n_prompts)._asdict()}
 
     def pairs(self, rankings: Sequence[Ranking], n_prompts: int) -> PairIndex:
         if self.labels.merge_labelers:
@@ -117,34 +112,6 @@ class RankingCollator:
             margins = [ranking.margin for ranking in rankings] if self.labels.margins else None
             pairs = pair_index([ranking.ranks for ranking in rankings], n_prompts=n_prompts, margins=margins)
         return smoothed(pairs, self.labels.noise) if self.labels.noise else pairs
-
-
-def kept_states(rankings: Sequence[Ranking]) -> FrozenStates | None:
-    """Those of all their answers, in order; None where no layer is frozen."""
-    kept = [ranking.states for ranking in rankings if ranking.states]
-    return FrozenStates(*map(torch.cat, zip(*kept, strict=True))) if kept else None
-
-
-def keep_states(
-    model: PreTrainedModel, rankings: Sequence[Ranking], collator: RankingCollator, batch_prompts: int
-) -> tuple[ReadingLayer, list[Ranking]]:
-    """-> (the layer that is trained, the rankings, by length, with what the frozen layers make of them)."""
-    model.eval()
-    reading = ReadingLayer(model)
-    done: list[Ranking] = []
-    ordered = sorted(rankings, key=Ranking.n_tokens)
-    batches = (ordered[start : start + batch_prompts] for start in range(0, len(ordered), batch_prompts))
-    with tqdm(total=len(rankings), desc="frozen layers", unit="prompt") as bar:
-        for part in chain.from_iterable(map(collator.parts, batches)):
-            packed = PackedAnswers(*(tensor.to(model.device) for tensor in collator.pack(part)))
-            states = frozen_states(model, packed)
-            if not done:
-                check_reading(model, reading, packed, states)
-            each = [len(ranking.responses) for ranking in part]
-            by_prompt = zip(states.mean.cpu().split(each), states.last.cpu().split(each), strict=True)
-            done += [ranking._replace(states=FrozenStates(*own)) for ranking, own in zip(part, by_prompt, strict=True)]
-            bar.update(len(part))
-    return reading, done
 
 
 class RankingTrainer(Trainer):

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 
 from data_schema import Comparison, Demonstration, load_all, read_records
@@ -22,7 +21,7 @@ from policy.encoding import encode, encode_answers
 from policy.language_model import add_lora, bare, choose_device, disable_dropout, load_tokenizer, save_checkpoint
 from reward.adapter import CARD as ADAPTER_CARD
 from reward.adapter import write_adapter
-from reward.frozen_layers import freeze_layers
+from reward.frozen_layers import cut_after
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
 from reward.ranking_loss import ranked_pairs
 from reward.scalar_model import from_language_model, store_normalisation
@@ -30,6 +29,7 @@ from reward.scoring import score_responses
 from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
 from stages.configs import RewardModelConfig
 from stages.errors import ConfigError
+from stages.frozen_reward import fit_frozen
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
 from stages.judge.measures import judge_pairs
 from stages.model_card import write_reward_card
@@ -39,7 +39,6 @@ from stages.ranking_trainer import (
     RankingCollator,
     RankingModule,
     RankingTrainer,
-    keep_states,
     merge_labelers,
     shares_prompts,
 )
@@ -57,28 +56,29 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     tokenizer = load_tokenizer(job.parents["sft"])
     train, held_out, data = load_rankings(config, job, tokenizer)
     train = prepare_labels(train, config.labels)
-    steps = count_steps("reward_model", len(train), config.batch_prompts, config.epochs)
+    steps = 0 if config.frozen_layers else count_steps("reward_model", len(train), config.batch_prompts, config.epochs)
 
     model: Any = from_language_model(job.parents["sft"], device, job.seed)
     disable_dropout(model)
     if config.frozen_layers:
-        freeze_layers(model, config.frozen_layers)
+        cut_after(model, config.frozen_layers)
     if config.lora:
         model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
     share_prompts = shares_prompts(bare(model), train, tokenizer.pad_token_id)
     collator = RankingCollator(
         tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens, config.labels
     )
-    module: nn.Module = RankingModule(model)
-    rankings = train
+    folds: dict[str, float] = {}
     if config.frozen_layers:
-        module, rankings = keep_states(model, train, collator, config.batch_prompts)
-    fit_once = partial(fit, model, module, rankings, collator, config, job, steps)
-    fit_once()
+        folds = fit_frozen(model, train, collator, config, job)
+    else:
+        fit(model, train, collator, config, job, steps)
     members = []
     if config.ensemble > 1:
         settings = model.peft_config["default"]
-        members = train_others(model, fit_once, config.ensemble, job.seed)
+        members = train_others(
+            model, partial(fit, model, train, collator, config, job, steps), config.ensemble, job.seed
+        )
 
     if config.lora:  # as it is before merging
         write_adapter(job.output, model, job.parents["sft"])
@@ -90,7 +90,7 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     judged = judge_pairs(scorer, held_out, tokenizer.pad_token_id)
     shown = scale | {f"held_out/{name}": value for name, value in judged.items() if isinstance(value, float)}
     job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps * config.ensemble)
-    metrics = {"steps": steps, "share_prompts": share_prompts, **scale, **judged}
+    metrics = {"steps": steps, "share_prompts": share_prompts, **folds, **scale, **judged}
     save_checkpoint(scorer, tokenizer, job.output)
     write_reward_card(job.output, scorer, tokenizer, config.normalise_on, judged, ADAPTER_CARD if config.lora else "")
     if members:
@@ -102,7 +102,6 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
 
 def fit(
     model: Any,
-    module: nn.Module,
     train: list[Ranking],
     collator: RankingCollator,
     config: RewardModelConfig,
@@ -110,8 +109,7 @@ def fit(
     steps: int,
     member: int = 0,
 ) -> None:
-    """Train what is trainable in the model, by passes of `module` around it; a further member of an ensemble has its
-    own curves and order of data."""
+    """Train what is trainable in the model; a further member of an ensemble has its own curves and order of data."""
     arguments = TrainingArguments(
         **trainer_arguments(
             job.directory,
@@ -124,7 +122,7 @@ def fit(
         )
     )
     trainer = RankingTrainer(
-        model=module,
+        model=RankingModule(model),
         args=arguments,
         train_dataset=train,
         data_collator=collator,

@@ -1,0 +1,86 @@
+"""How a reward model over frozen layers is fitted: one pass over all texts, then a readout chosen by five folds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from reward.frozen_layers import check_readout, fit_readout, mean_states, write_readout
+from reward.ranking_loss import kwise_ranking_loss
+from reward.shared_prompt import PackedAnswers
+from stages.configs import RewardModelConfig
+from stages.errors import ConfigError
+from stages.job import Job
+from stages.ranking_trainer import Ranking, RankingCollator
+
+logger = logging.getLogger("triptych.reward_model")
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+FOLDS = 5
+
+
+def fit_frozen(
+    model: PreTrainedModel, train: Sequence[Ranking], collator: RankingCollator, config: RewardModelConfig, job: Job
+) -> dict[str, float]:
+    """Fit the readout of a model that was cut, write it into the model; returns what the folds measured."""
+    if len(train) < FOLDS:
+        raise ConfigError(
+            f"reward_model.frozen_layers has {len(train)} comparisons to learn from and needs {FOLDS}; give more data"
+        )
+    model.eval()
+    rankings, means = read_means(model, train, collator, config.batch_prompts)
+    measured = {l2: across_folds(rankings, means, collator, l2, job.seed) for l2 in PENALTIES}
+    best = min(PENALTIES, key=lambda l2: measured[l2]["loss"])
+    readout = fit_readout(torch.cat(means), collator.pairs(rankings, len(rankings)), best)
+    write_readout(model, readout)
+    check_readout(model, on_device(collator, rankings[:8], model), readout)
+    found = {"l2": best} | {f"folds/{name}": value for name, value in measured[best].items()}
+    for penalty, values in measured.items():
+        logger.info("reward_model: L2 %g, over %d folds: %s", penalty, FOLDS, values)
+    job.tracker.log({f"reward_model/{name}": value for name, value in found.items()}, step=0)
+    return found
+
+
+def read_means(
+    model: PreTrainedModel, rankings: Sequence[Ranking], collator: RankingCollator, batch_prompts: int
+) -> tuple[list[Ranking], list[Tensor]]:
+    """-> (the rankings, by length, the (answers, hidden) mean states of each, on the CPU)."""
+    ordered = sorted(rankings, key=Ranking.n_tokens)
+    batches = (ordered[start : start + batch_prompts] for start in range(0, len(ordered), batch_prompts))
+    done: list[Ranking] = []
+    means: list[Tensor] = []
+    with tqdm(total=len(ordered), desc="frozen layers", unit="prompt") as bar:
+        for part in chain.from_iterable(map(collator.parts, batches)):
+            found = mean_states(model, on_device(collator, part, model)).cpu()
+            means += found.split([len(ranking.responses) for ranking in part])
+            done += part
+            bar.update(len(part))
+    return done, means
+
+
+def on_device(collator: RankingCollator, rankings: Sequence[Ranking], model: PreTrainedModel) -> PackedAnswers:
+    return PackedAnswers(*(tensor.to(model.device) for tensor in collator.pack(rankings)))
+
+
+def across_folds(
+    rankings: Sequence[Ranking], means: Sequence[Tensor], collator: RankingCollator, l2: float, seed: int
+) -> dict[str, float]:
+    """Loss and pair accuracy on prompts left out, each fold once, of readouts fitted on the others."""
+    order = torch.randperm(len(rankings), generator=torch.Generator().manual_seed(seed)).tolist()
+    loss = right = n_pairs = 0.0
+    for fold in range(FOLDS):
+        left_out = order[fold::FOLDS]
+        fitted_on = sorted(set(order) - set(left_out))
+        own = collator.pairs([rankings[i] for i in fitted_on], len(fitted_on))
+        readout = fit_readout(torch.cat([means[i] for i in fitted_on]), own, l2)
+        pairs = collator.pairs([rankings[i] for i in left_out], len(rankings))
+        scores = torch.cat([means[i] for i in left_out]).double() @ readout.score
+        loss += kwise_ranking_loss(scores, pairs).item()
+        right += (scores[pairs.winner] > scores[pairs.loser]).sum().item()
+        n_pairs += len(pairs.winner)
+    return {"loss": loss, "pair_accuracy": right / n_pairs}
