@@ -33,6 +33,9 @@ class Readout(NamedTuple):
     constant: Tensor  # (hidden,) mean @ constant is 1 for every text, as nearly as there is such a direction
     spread: float  # standard deviation of the score over these texts
 
+    def divided(self, by: float) -> Readout:
+        return Readout(self.score / by, self.constant, self.spread / by)
+
 
 def cut_config(config: PreTrainedConfig, n_layers: int) -> None:
     """Let a config speak of `n_layers` frozen layers and the one that reads them."""

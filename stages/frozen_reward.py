@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from reward.calibration import Temperature, fit_temperature
 from reward.frozen_layers import check_readout, fit_readout, mean_states, write_readout
-from reward.ranking_loss import kwise_ranking_loss
 from reward.shared_prompt import PackedAnswers
 from stages.configs import RewardModelConfig
 from stages.errors import ConfigError
@@ -35,13 +36,18 @@ def fit_frozen(
     model.eval()
     rankings, means = read_means(model, train, collator, config.batch_prompts)
     measured = {l2: across_folds(rankings, means, collator, l2, job.seed) for l2 in PENALTIES}
-    best = min(PENALTIES, key=lambda l2: measured[l2]["loss"])
-    readout = fit_readout(torch.cat(means), collator.pairs(rankings, len(rankings)), best)
+    best = min(PENALTIES, key=lambda l2: measured[l2].fit.log_loss)
+    # The penalty makes scores small, and by how much is known from the folds: differences become log-odds again.
+    temperature = measured[best].fit.temperature or 1.0
+    readout = fit_readout(torch.cat(means), collator.pairs(rankings, len(rankings)), best).divided(temperature)
     write_readout(model, readout)
     check_readout(model, on_device(collator, rankings[:8], model), readout)
-    found = {"l2": best} | {f"folds/{name}": value for name, value in measured[best].items()}
-    for penalty, values in measured.items():
-        logger.info("reward_model: L2 %g, over %d folds: %s", penalty, FOLDS, values)
+    for l2, (accuracy, fit) in measured.items():
+        logger.info(
+            "reward_model: L2 %g: accuracy %.3f, log loss %.3f over %d folds", l2, accuracy, fit.log_loss, FOLDS
+        )
+    accuracy, fit = measured[best]
+    found = {"l2": best, "folds/pair_accuracy": accuracy, "folds/loss": fit.log_loss}
     job.tracker.log({f"reward_model/{name}": value for name, value in found.items()}, step=0)
     return found
 
@@ -67,20 +73,26 @@ def on_device(collator: RankingCollator, rankings: Sequence[Ranking], model: Pre
     return PackedAnswers(*(tensor.to(model.device) for tensor in collator.pack(rankings)))
 
 
+class Folds(NamedTuple):
+    """On pairs of prompts that were left out of the fit, each once."""
+
+    pair_accuracy: float
+    fit: Temperature
+
+
 def across_folds(
     rankings: Sequence[Ranking], means: Sequence[Tensor], collator: RankingCollator, l2: float, seed: int
-) -> dict[str, float]:
-    """Loss and pair accuracy on prompts left out, each fold once, of readouts fitted on the others."""
+) -> Folds:
+    """What a penalty is worth; the folds are drawn from the seed."""
     order = torch.randperm(len(rankings), generator=torch.Generator().manual_seed(seed)).tolist()
-    loss = right = n_pairs = 0.0
+    differences: list[Tensor] = []
     for fold in range(FOLDS):
         left_out = order[fold::FOLDS]
         fitted_on = sorted(set(order) - set(left_out))
         own = collator.pairs([rankings[i] for i in fitted_on], len(fitted_on))
         readout = fit_readout(torch.cat([means[i] for i in fitted_on]), own, l2)
-        pairs = collator.pairs([rankings[i] for i in left_out], len(rankings))
+        pairs = collator.pairs([rankings[i] for i in left_out], len(left_out))
         scores = torch.cat([means[i] for i in left_out]).double() @ readout.score
-        loss += kwise_ranking_loss(scores, pairs).item()
-        right += (scores[pairs.winner] > scores[pairs.loser]).sum().item()
-        n_pairs += len(pairs.winner)
-    return {"loss": loss, "pair_accuracy": right / n_pairs}
+        differences.append(scores[pairs.winner] - scores[pairs.loser])
+    found = torch.cat(differences).numpy()
+    return Folds(float((found > 0).mean()), fit_temperature(found))
