@@ -43,9 +43,7 @@ def fit_frozen(
     write_readout(model, readout)
     check_readout(model, on_device(collator, rankings[:8], model), readout)
     for l2, (accuracy, fit) in measured.items():
-        logger.info(
-            "reward_model: L2 %g: accuracy %.3f, log loss %.3f over %d folds", l2, accuracy, fit.log_loss, FOLDS
-        )
+        logger.info("reward_model: L2 %g, %d folds: accuracy %.3f, log loss %.3f", l2, FOLDS, accuracy, fit.log_loss)
     accuracy, fit = measured[best]
     found = {"l2": best, "folds/pair_accuracy": accuracy, "folds/loss": fit.log_loss}
     job.tracker.log({f"reward_model/{name}": value for name, value in found.items()}, step=0)

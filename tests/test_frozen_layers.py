@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_recipe import Chain, job
+from small_recipe import Chain, write_recipe
 from test_reward_model import CPU, config_of, train
 from test_shared_prompt import LLAMA, PAD, RAGGED, VOCABULARY, rankings, scalar_model
 from torch.nn.functional import logsigmoid
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     GPT2Config,
     LlamaConfig,
@@ -24,17 +25,17 @@ from transformers import (
 from data_schema import Comparison, read_records
 from policy.encoding import encode_answers
 from policy.errors import ModelError
-from policy.language_model import load_tokenizer
+from policy.language_model import load_tokenizer, save_checkpoint
 from reward.frozen_layers import check_readout, cut_after, fit_readout, mean_states, write_readout
 from reward.ranking_loss import PairIndex, pair_index
 from reward.scalar_model import load_scalar_model
 from reward.scoring import score_responses
 from reward.shared_prompt import pack_answers, packed_scores
-from stages import reward_model
 from stages.comparisons import TRAIN_FILE
 from stages.errors import ConfigError
 from stages.frozen_reward import PENALTIES
-from stages.ppo_roles import load_roles
+from stages.pipeline import run_pipeline
+from stages.recipe import load_recipe
 from stages.settings import LoraConfig
 
 SHAPE = LLAMA | {"num_hidden_layers": 4, "num_key_value_heads": 2}
@@ -167,17 +168,20 @@ def accuracy(directory: Path, comparisons: list[Comparison]) -> float:
     return sum(right) / len(right)
 
 
-def test_fewer_layers_are_kept_where_the_model_has_more(chain: Chain, tmp_path: Path) -> None:
-    """A checkpoint of three layers is cut to two, and PPO takes it as reward and value model beside three."""
+def test_ppo_learns_from_a_cut_reward_model(chain: Chain, copy_of_chain: Path) -> None:
+    """As reward and value model, two layers of three; PPO's own check of scores passes at its start."""
     from tiny_models import quickstart_tokenizer, tiny_llama
 
-    from policy.language_model import save_checkpoint
-
     tokenizer = quickstart_tokenizer()
-    base = tmp_path / "three_layers"
-    save_checkpoint(tiny_llama(tokenizer, num_hidden_layers=3), tokenizer, base)
-    given = job(tmp_path, {"sft": base, "comparisons": chain.checkpoint("comparisons")})
-    reward_model.run(config_of(chain, frozen_layers=1), given)
-    roles = load_roles(base, tmp_path / "output", CPU, None)
-    assert roles.reward is not None
-    assert (roles.policy.config.num_hidden_layers, roles.reward.config.num_hidden_layers) == (3, 2)
+    base = copy_of_chain / "three_layers"
+    save_checkpoint(
+        tiny_llama(tokenizer, num_hidden_layers=3, initializer_range=0.02, tie_word_embeddings=True), tokenizer, base
+    )
+    recipe = write_recipe(copy_of_chain / "cut.yaml", chain.recipe, sft__base_model=str(base))
+    changes = ["--reward_model.frozen_layers", "1", "--ppo.iterations", "2"]
+    stages = run_pipeline(load_recipe(recipe, changes), copy_of_chain)["stages"]
+    reward, policy = (
+        AutoConfig.from_pretrained(copy_of_chain / "store" / "checkpoints" / stages[stage]["key"])
+        for stage in ("reward_model", "ppo")
+    )
+    assert (reward.num_hidden_layers, policy.num_hidden_layers) == (2, 3)
