@@ -21,7 +21,7 @@ from stages.job import Job
 from stages.ranking_trainer import Ranking, RankingCollator
 
 logger = logging.getLogger("triptych.reward_model")
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5
 
 
