@@ -63,7 +63,7 @@ def cut_after(model: PreTrainedModel, n_layers: int) -> None:
     if not n_layers < len(layers):
         raise ModelError(
             f"reward_model.frozen_layers is {n_layers}, but this model has {len(layers)} layers, one of which is to "
-            f"read the frozen ones; set it to {len(layers) - 1} or fewer (two thirds of them: {len(layers) * 2 // 3})."
+            f"read the frozen ones; set it to {len(layers) - 1} or fewer (three fifths of all: {len(layers) * 3 // 5})."
         )
     body.layers = layers[: n_layers + 1]
     cut_config(model.config, n_layers)
