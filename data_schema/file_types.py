@@ -58,18 +58,35 @@ def _object_or_error(value: object, path: Path, row: int) -> Row | DataError:
     )
 
 
-def _read_jsonl(path: Path) -> NumberedRows:
+# What json raises. Of these only JSONDecodeError means broken text: the others are a number of over 4,300 digits, and
+# nesting deeper than Python's stack.
+UNREADABLE_JSON = (ValueError, RecursionError)
+
+
+def _json_lines(path: Path) -> NumberedRows:
     for row, raw in _raw_lines(path):
         try:
             line = _decode(raw, path, row)
             if line.strip():
                 yield row, _object_or_error(json.loads(line), path, row)
-        except json.JSONDecodeError as error:
-            hint = "; this seems a JSON array, name the file .json" if line.strip() == "[" else ""
-            what = f"broken JSON ({error.msg} at column {error.colno}){hint}"
-            yield row, DataError(f"{path}:{row}: {what}", reason="broken JSON")
         except DataError as error:
             yield row, error
+        except UNREADABLE_JSON as error:
+            where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            yield row, DataError(f"{path}:{row}: broken JSON ({_what(error)}{where})", reason="broken JSON")
+
+
+def _what(error: ValueError | RecursionError) -> str:
+    """What json complains of, without its advice."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+
+
+def _read_jsonl(path: Path) -> NumberedRows:
+    """JSON lines; also an array under a .jsonl name."""
+    with _open(path) as stream:
+        start = stream.read(64)
+    is_array = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    yield from _read_json(path) if is_array else _json_lines(path)
 
 
 def _read_json(path: Path) -> NumberedRows:
@@ -79,8 +96,8 @@ def _read_json(path: Path) -> NumberedRows:
     if raw.removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"[":
         try:
             only = json.loads(raw.decode("utf-8-sig"))
-        except ValueError:
-            yield from _read_jsonl(path)
+        except UNREADABLE_JSON:
+            yield from _json_lines(path)
         else:
             yield 1, _object_or_error(only, path, 1)
         return
@@ -101,20 +118,21 @@ def _array_items(text: str, path: Path) -> NumberedRows:
         return DataError(f"{path}:{row}: broken JSON array ({what}, line {line}); repair it", reason="broken JSON")
 
     at, row = after_space(text.index("[") + 1), 1
-    if text[at : at + 1] == "]":
-        return
-    while True:
+    ended = text[at : at + 1] == "]"
+    while not ended:
         try:
             value, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise broken(error.msg, error.pos) from None
+        except UNREADABLE_JSON as error:
+            raise broken(_what(error), error.pos if isinstance(error, json.JSONDecodeError) else at) from None
         yield row, _object_or_error(value, path, row)
         at = after_space(end)
-        if text[at : at + 1] == "]":
-            return
-        if text[at : at + 1] != ",":
-            raise broken("neither ',' nor ']' after the item", at)
-        at, row = after_space(at + 1), row + 1
+        ended = text[at : at + 1] == "]"
+        if not ended:
+            if text[at : at + 1] != ",":
+                raise broken("neither ',' nor ']' after the item", at)
+            at, row = after_space(at + 1), row + 1
+    if text[at + 1 :].strip():
+        raise broken("more text after the array", after_space(at + 1))
 
 
 def _read_separated(path: Path, separator: str) -> NumberedRows:
@@ -147,11 +165,25 @@ def _read_separated(path: Path, separator: str) -> NumberedRows:
             yield row, cells
 
 
+def _tsv_cells(raw: bytes, path: Path, row: int) -> list[str]:
+    return _decode(raw, path, row).rstrip("\r\n").split("\t")
+
+
+def first_tsv_cells(path: Path) -> list[str]:
+    """The cells of a .tsv's first line: the names of its columns, or its first row. Empty if it cannot be read."""
+    try:
+        return next((_tsv_cells(raw, path, row) for row, raw in _raw_lines(path)), [])
+    except DataError:
+        return []
+
+
 def read_tsv_without_header(path: Path, header: Sequence[str]) -> NumberedRows:
-    """Rows of a .tsv that begins with its first row; a quote in a cell is a quote."""
+    """Rows of a .tsv that begins with its first row, or with `header` itself; a quote in a cell is a quote."""
     for row, raw in _raw_lines(path):
         try:
-            cells = _decode(raw, path, row).rstrip("\r\n").split("\t")
+            cells = _tsv_cells(raw, path, row)
+            if row == 1 and cells == list(header):
+                continue
             if len(cells) != len(header) and cells != [""]:
                 raise DataError(
                     f"{path}:{row}: {len(cells)} cells, where there must be {len(header)} ({', '.join(header)});"

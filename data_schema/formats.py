@@ -5,6 +5,8 @@ trap that the format is known for (always dropped and counted), or a list of the
 (a tree, a task file). It raises DataError for everything else that is wrong. What no field holds goes into `meta`.
 """
 
+from collections.abc import Sequence
+
 from data_schema import formats_alpaca as alpaca
 from data_schema import formats_dialogues as dialogues
 from data_schema import formats_instructions as instructions
@@ -239,6 +241,16 @@ def recognise(row: Row) -> str:
         f" docs/data_formats.md (nearest are {wanted}), or name the format{hint}",
         field="format",
     )
+
+
+def recognise_cells(cells: Sequence[str]) -> str | None:
+    """The format of a .tsv without a header line, told by the cells of its first row; None if they may be a header.
+
+    Prose asks and prose explains, while the names of columns have few words.
+    """
+    if not cells or min(len(cell.split()) for cell in (cells[0], cells[-1])) < 3:
+        return None
+    return next((name for name, form in FORMATS.items() if form.header and len(form.header) == len(cells)), None)
 
 
 def reader_for(name: str, kind: type[R]) -> Reader:

@@ -57,7 +57,7 @@ def sharegpt_messages(value: object, name: str) -> tuple[Message, ...]:
     for i, turn in enumerate(check_list(value, name)):
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
             raise DataError(f"'{name}[{i}]' must have 'from' and 'value', found {describe(turn)}", field=name)
-        if turn["from"] not in SHAREGPT_ROLES:
+        if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT_ROLES:
             known = ", ".join(SHAREGPT_ROLES)
             raise DataError(f"'{name}[{i}].from' must be one of {known}, found {describe(turn['from'])}", field=name)
         messages.append(Message(SHAREGPT_ROLES[turn["from"]], check_text(turn["value"], f"{name}[{i}].value")))

@@ -5,16 +5,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data_schema.errors import DataError
+from data_schema.file_types import first_tsv_cells
 from data_schema.files import file_ending, rows_or_errors
 from data_schema.format_parts import Drop, NumberedRows, Origin, Reader, Row
-from data_schema.formats import FORMATS, check_format_name, reader_for, recognise
+from data_schema.formats import FORMATS, check_format_name, reader_for, recognise, recognise_cells
 from data_schema.held_out import HeldOutTasks, keep_out
 from data_schema.locations import (
     FileLocation,
@@ -189,6 +190,15 @@ def _tables(location: FileLocation | HubLocation, source: Source) -> list[Table]
     return [table._replace(rows=partial(prompted, table.rows, source.promptsource, table.stem)) for table in tables]
 
 
+def _without_header(location: FileLocation | HubLocation, source: Source) -> Source:
+    """The source, with the format that the first line of a .tsv tells where that is a row and no header."""
+    if isinstance(location, HubLocation) or source.format != "auto" or source.promptsource is not None:
+        return source
+    path = location.paths[0]
+    form = recognise_cells(first_tsv_cells(path)) if file_ending(path.name) == ".tsv" else None
+    return source if form is None else replace(source, format=form)
+
+
 def _first_row(rows: NumberedRows) -> tuple[Row | None, NumberedRows]:
     """(the first row that can be read, all rows)."""
     start = []
@@ -212,6 +222,7 @@ def _read(
     location: FileLocation | HubLocation, source: Source, kind: type[R], dropped: Counter[str]
 ) -> tuple[str, Iterator[R]]:
     """(format, records) of files or a hub data set; `dropped` is counted while the records are taken."""
+    source = _without_header(location, source)
     tables = iter(_tables(location, source))
     # The format is told by the first row that can be read.
     opened: list[tuple[Table, NumberedRows]] = []

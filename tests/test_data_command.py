@@ -62,6 +62,25 @@ def test_the_kind_is_what_the_format_gives_best(
     assert (report["source_format"], report["kind"], report["records"]) == (form, kind, 1)
 
 
+def test_a_few_answers_that_pair_up_by_chance_make_no_comparisons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked = [{"prompt": f"name {n} birds", "completion": "a wren", "label": n % 2 == 0} for n in range(30)]
+    path = jsonl(tmp_path / "rows.jsonl", *marked, {"prompt": "name 2 birds", "completion": "no", "label": False})
+    report = inspected(capsys, path)
+    assert (report["kind"], report["records"]) == ("demonstrations", 15)
+    assert inspected(capsys, path, "--kind", "comparisons")["records"] == 1
+
+
+def test_the_reason_told_is_that_of_the_rows_and_not_of_a_kind_they_were_never_meant_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ANSWERED, ANSWERED])[:-4])
+    assert main(["data", "inspect", str(path), "--json"]) == 2
+    assert "rows.json:2: broken JSON array" in capsys.readouterr().err
+
+
 def test_kind_and_format_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = jsonl(tmp_path / "rows.jsonl", PAIR, PAIR)
     report = inspected(capsys, path, "--kind", "prompts", "--format", "preference")

@@ -227,12 +227,24 @@ def test_chains_of_thought_are_read_from_tables_without_a_header(tmp_path: Path)
     assert [record.messages for record in direct] == [said('"Odd?"\nSay "yes.', "yes"), said("Even?", "no")]
     reasoned = load(Source(str(path), "flan_cot"), Demonstration)
     assert reasoned[1].messages[-1].content == 'It is "not". The answer is no.'
+    path.write_text("input\ttarget\trationale\nOdd?\tyes\tIt is.\n")
+    assert len(load(Source(str(path), "flan_cot"), Demonstration)) == len(load(Source(str(path)), Demonstration)) == 1
     path.write_text("Odd?\tyes\tIt is.\nEven?\tno\tIt is not.\n")
     with pytest.raises(DataError, match=r"flan_cot or flan_cot_direct for a .tsv without a header line"):
         load(Source(str(path)), Demonstration)
     path.write_text("Odd?\tyes\n")
     with pytest.raises(DataError, match=r"odd.tsv:1: 2 cells, where there must be 3 \(input, target, rationale\)"):
         load(Source(str(path), "flan_cot"), Demonstration)
+
+
+def test_a_table_whose_first_line_is_prose_has_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "odd.tsv"
+    path.write_text("Is three odd?\tyes\tTwo and one are three.\nEven?\tno\tIt is.\n")
+    found = load(Source(str(path)), Demonstration)
+    assert (found.format, len(found)) == ("flan_cot", 2)
+    path.write_text("inputs\ttargets\tchain of thought\nOdd?\tyes\tIt is.\n")
+    found = load(Source(str(path)), Demonstration)
+    assert (found.format, len(found)) == ("flan", 1)
 
 
 def flat(node: dict[str, Any], parent: str | None = None) -> list[dict[str, Any]]:
@@ -308,6 +320,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "no list of instances": (SEVERAL | {"instances": "none"}, r"'instances' must be a list, found text \('none'\)"),
     "instance is a text": (SEVERAL | {"instances": ["x"]}, r"'instances\[0\]' must be an object, found text"),
     "unknown speaker": (sharegpt(("human", "A?"), ("tool", "7")), r"'conversations\[1\].from' must be one of sys"),
+    "speaker is a list": (sharegpt((["human"], "A?")), r"'conversations\[0\].from' must be one of .* a list"),  # type: ignore[arg-type]
     "turn without value": ({"conversations": [{"from": "human"}]}, r"'conversations\[0\]' must have 'from' and"),
     "guanaco turn": ({"text": "### Human: ### Assistant: Ho."}, r"'turn \[0\] of text' is empty"),
     "rank is text": (

@@ -32,7 +32,7 @@ DEMONSTRATIONS: dict[str, tuple[str, str, str]] = {
     "sft/dolly_hhrlhf_*.jsonl": ("auto", "prompt_response", "response"),
     "sft/gpteacher_*.json.gz": ("auto", "gpteacher", "response"),
     "sft/self_instruct_*.jsonl": ("auto", "self_instruct", "instances"),
-    "sft/flan_cot_*.tsv": ("flan_cot", "flan_cot", "rationale"),
+    "sft/flan_cot_*.tsv": ("auto", "flan_cot", "rationale"),
     "sft/t0_*.jsonl.gz": ("auto", "prompt_completion", "completion"),
     "sft/superni/*.json": ("auto", "superni", "Instances"),
     "sft/oasst1_*guanaco.jsonl.gz": ("auto", "guanaco", "output"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # What a format gives best stands first: a pair is also a demonstration and a prompt.
 KINDS: tuple[type, ...] = (Comparison, Demonstration, Document, Prompt)
 FIRST_LOOK = 200  # rows by which the kind is told
+NEXT_TO_NOTHING = 0.1  # of the records that another kind gives
 FUNCTION_ROWS = 1000  # of a Python function, which may have no end
 MAX_LENGTH = 1024  # as sft.max_length
 
@@ -81,18 +82,21 @@ def read(paths: Sequence[str], options: argparse.Namespace, form: str, kind: typ
 
 
 def best_kind(source: Source) -> type:
-    """The first of KINDS that the source gives. Raises what the first of them raised if it gives none."""
-    first_error: DataError | None = None
+    """The first of KINDS that the source gives, unless that is next to nothing beside what another gives: of labels of
+    single answers a few may pair up by chance. Raises what kept the rows from being any kind."""
+    errors: list[DataError] = []
     for limit in (min(FIRST_LOOK, source.limit or FIRST_LOOK), source.limit):  # its first rows may all be bad
+        counts: dict[type, int] = {}
         for kind in KINDS:
             try:
-                load(replace(source, limit=limit), kind)
+                counts[kind] = len(load(replace(source, limit=limit), kind))
             except DataError as error:
-                first_error = first_error or error
-            else:
-                return kind
-    assert first_error is not None
-    raise first_error
+                errors.append(error)
+        answered = max((count for kind, count in counts.items() if kind is not Prompt), default=0)
+        if counts:
+            return next(kind for kind in KINDS if counts.get(kind, 0) > answered * NEXT_TO_NOTHING)
+    # That a format cannot give some kind is no fault of the rows.
+    raise next((error for error in errors if error.field != "format"), errors[0])
 
 
 def load_tokens(name: str, template: str | None, pad_token: str | None) -> Tokens:
