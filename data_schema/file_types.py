@@ -216,7 +216,7 @@ def _read_parquet(path: Path) -> NumberedRows:
             batches = pq.ParquetFile(io.BytesIO(stream.read()) if packed else stream).iter_batches(batch_size=1024)
             rows: Iterable[Row] = chain.from_iterable(batch.to_pylist() for batch in batches)
             yield from enumerate(rows, start=1)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:  # the second where a page of it cannot be unpacked
             raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
 
 

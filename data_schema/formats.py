@@ -15,6 +15,7 @@ from data_schema.errors import DataError, did_you_mean
 from data_schema.format_parts import Drop, Format, Origin, Outcome, Reader, Row, prompt_of, rest, text_of
 from data_schema.formats_comparisons import COMPARISON_FORMATS
 from data_schema.formats_dialogues import DIALOGUE_FORMATS
+from data_schema.formats_gathered import is_judged
 from data_schema.formats_instructions import INSTRUCTION_FORMATS
 from data_schema.records import (
     KIND_NAMES,
@@ -126,8 +127,8 @@ def text_document(row: Row, origin: Origin) -> Outcome:
 
 
 def _has_no_verdict(row: Row) -> bool:
-    """False where a boolean column marks single answers as good or bad (KTO): the bad ones demonstrate nothing."""
-    return not any(isinstance(row.get(column), bool) for column in ("label", "tag"))
+    """False where a column marks single answers as good or bad (KTO): the bad ones demonstrate nothing."""
+    return not is_judged(row)
 
 
 def _is_hh(row: Row) -> bool:

@@ -83,13 +83,23 @@ gather_helpsteer: Gather = gather_by(_helpsteer_key)
 KTO_COLUMNS = ("label", "tag", "kto_tag")
 
 
+MARKS = {True: True, False: False, "true": True, "false": False}  # CSV has texts only
+
+
+def _marks(row: Row) -> list[bool]:
+    """What the columns for it say of the row's answer: one value, as a rule; none where they hold something else."""
+    values = [row.get(column) for column in KTO_COLUMNS]
+    words = [value.strip().lower() if isinstance(value, str) else value for value in values]
+    return [MARKS[word] for word in words if isinstance(word, bool | str) and word in MARKS]
+
+
 def is_judged(row: Row) -> bool:
-    return any(isinstance(row.get(column), bool) for column in KTO_COLUMNS)
+    return bool(_marks(row))
 
 
 def _kto_parts(row: Row) -> tuple[tuple[Message, ...], object, bool]:
     """(prompt, answer, whether it is good) of any of the four column sets."""
-    marks = [row[column] for column in KTO_COLUMNS if isinstance(row.get(column), bool)]
+    marks = _marks(row)
     if not marks:
         found = next((row[column] for column in KTO_COLUMNS if column in row), None)
         raise DataError(f"'label' must be true or false, found {describe(found)}", field="label")

@@ -404,6 +404,7 @@ KTO_ROWS: dict[str, tuple[str, Any]] = {
             "label": good,
         },
     ),
+    "marks of text, as in CSV": ("kto", lambda q, a, good: {"prompt": q, "completion": a, "label": str(good)}),
     "messages": (
         "kto_messages",
         lambda q, a, good: {

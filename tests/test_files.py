@@ -137,6 +137,17 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 }
 
 
+def test_a_page_of_a_parquet_file_that_cannot_be_unpacked_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    words = [f"{n * 7919 % 1000003} wrens" for n in range(1000)]
+    pq.write_table(pa.table({"a": words}), path, compression="zstd")
+    raw = bytearray(path.read_bytes())
+    raw[200:600] = b"\xff" * 400
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"f.parquet: cannot be read as Parquet"):
+        list(read_rows(path))
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_file_is_named_with_its_row_in_one_line(tmp_path: Path, case: str) -> None:
     name, content, error = BROKEN[case]

@@ -1,6 +1,8 @@
 """Files, hub data sets and Python functions give the same records; drops are counted, errors say where and what."""
 
+import codecs
 import gc
+import gzip
 import json
 import logging
 import os
@@ -343,43 +345,38 @@ def find_public_data() -> Path | None:
 
 
 PUBLIC = find_public_data()
-PUBLIC_FILES: list[tuple[str, Any, int, dict[str, int]]] = [
-    (
-        "pref/hh_harmless_base_test.jsonl.gz",
-        Comparison,
-        1492,
-        {"prompts differ": 3, "empty answer": 2, "turns do not alternate": 3},
-    ),
-    ("pref/hh_harmless_base_test.jsonl.gz", Demonstration, 1492, {"empty answer": 2, "turns do not alternate": 6}),
-    ("pref/tulu3_preference_sample.jsonl", Comparison, 59, {}),
-    ("pref/oaast_rm_zh.json.gz", Comparison, 429, {"equal texts": 3}),
-    ("pref/ultrafeedback_binarized_200.jsonl", Comparison, 76, {"tie": 12}),
-    ("pref/raschka_instruction_preference.json", Comparison, 549, {"equal texts": 3}),
-    ("sft/alpaca_5000.json.gz", Demonstration, 3185, {"'output' is empty": 1}),
-    ("sft/alpaca_tiny_with_text.json", Demonstration, 53, {}),
-    ("sft/alpaca_cleaned_1000.json", Demonstration, 476, {}),
-    ("sft/alpaca_en_demo.json", Demonstration, 490, {}),
-    ("sft/alpaca_zh_demo.json", Demonstration, 470, {}),
-    ("sft/lima.json.gz", Demonstration, 506, {}),
-    ("sft/tulu3_sft_sample.jsonl", Demonstration, 61, {}),
-    ("text/c4_demo.jsonl", Document, 189, {}),
-    ("text/gutenberg_alice_11.txt", Document, 2791, {}),
-    ("text/gutenberg_sherlock_1661.latin1.txt", Document, 10374, {"not UTF-8": 13}),
-    ("text/wikitext2_valid.txt.gz", Document, 2461, {}),
-    ("text/wiki_demo_first20.txt.gz", Document, 20, {}),
-]
+TEXTS = sorted(path for ending in ("txt", "jsonl") for path in PUBLIC.glob(f"text/*.{ending}*")) if PUBLIC else []
 
 
-@pytest.mark.skipif(PUBLIC is None, reason="no public data; name its folder in TRIPTYCH_DATA")
-@pytest.mark.parametrize("name, kind, n_records, dropped", PUBLIC_FILES, ids=lambda v: v if isinstance(v, str) else "")
-def test_public_files_give_every_row_but_the_counted_ones(
-    name: str, kind: Any, n_records: int, dropped: dict[str, int]
-) -> None:
-    records = load(Source(f"{PUBLIC}/{name}", on_bad_row="drop"), kind)
-    assert (len(records), records.dropped) == (n_records, dropped)
+def opened(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+def is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_each_line_of_a_public_text_is_a_document_unless_it_is_blank_or_not_utf_8(path: Path) -> None:
+    lines = [line for line in opened(path).removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
+    n_foreign = sum(not is_utf8(line) for line in lines)
+    records = load(Source(str(path), on_bad_row="drop"), Document)
+    assert records.dropped == ({"not UTF-8": n_foreign} if n_foreign else {})
+    assert len(records) == sum(bool(line.decode().strip()) for line in lines if is_utf8(line))
 
 
 @pytest.mark.skipif(PUBLIC is None, reason="no public data; name its folder in TRIPTYCH_DATA")
 def test_alpaca_s_no_input_marks_stand_in_no_prompt() -> None:
     records = load(Source(f"{PUBLIC}/sft/alpaca_5000.json.gz"), Prompt)
     assert not [r for r in records if "noinput" in r.prompt[-1].content.lower().replace(" ", "")]
+
+
+@pytest.mark.skipif(PUBLIC is None, reason="no public data; name its folder in TRIPTYCH_DATA")
+def test_a_chosen_transcript_of_hh_demonstrates_whatever_the_rejected_one_says() -> None:
+    records = load(Source(f"{PUBLIC}/pref/hh_*.jsonl.gz"), Demonstration)
+    assert len(records) > 100 * sum(records.dropped.values())
+    assert set(records.dropped) <= {"empty answer", "turns do not alternate", "empty turn"}
