@@ -1,4 +1,4 @@
-"""Stage 1 for encoder-decoder models (FLAN, Wei et al. 2021; T0, Sanh et al. 2021), on Hugging Face's Trainer.
+"""Stage 1 for encoder-decoder models (FLAN, Wei et al. 2021; T0, Sanh et al. 2021), on Hugging Face's Seq2SeqTrainer.
 
 The same records, templates and settings as `stages/sft.py`. The loss is the token mean over the whole accumulated
 batch, which the models' own loss, a mean per micro-batch, is not. Of a conversation the last answer is learned; the
@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
 from data_schema import Demonstration, Records
 from policy.checkpointing import checkpointed
@@ -57,7 +63,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
         trained = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_2_SEQ_LM")
     trainer = PairTrainer(
         trained,
-        args=TrainingArguments(
+        args=Seq2SeqTrainingArguments(
             **trainer_arguments(
                 job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
             )
@@ -107,7 +113,7 @@ class PairCollator:
         return {**batch.inputs(torch.device("cpu")), "labels": batch.answers}
 
 
-class PairTrainer(Trainer):
+class PairTrainer(Seq2SeqTrainer):
     """Rows of like length in one forward pass; which rows make up an optimiser step stays random."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedWithinBatches:

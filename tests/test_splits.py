@@ -81,6 +81,12 @@ def test_documents_of_one_book_and_equal_documents_stay_together() -> None:
         assert len(part) == 4 * len({document.group for document in part})
 
 
+def test_rows_of_one_group_cannot_be_parted_and_that_is_said() -> None:
+    documents = [Document(f"t{i}", "test", f"text {i}", group="task 7") for i in range(50)]
+    with pytest.raises(DataError, match=r"50 documents\) gets no row; they share a group .*split nothing off"):
+        split(Records.of(Document, documents), {"a": 0.5, "b": 0.5}, seed=0)
+
+
 @pytest.mark.parametrize(
     "fractions, error",
     [

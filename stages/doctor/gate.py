@@ -109,7 +109,7 @@ def first_rows(source: Source, kind: type, seed: int) -> list[Any]:
     limit = ROWS if source.limit is None else min(ROWS, source.limit)
     logger = logging.getLogger("triptych.data")
     before = logger.level
-    logger.setLevel(logging.WARNING)  # the stage will log the whole source
+    logger.setLevel(logging.ERROR)  # the stage will log and warn of the whole source
     try:
         records: Records[Any]
         try:

@@ -14,7 +14,7 @@ from stages.tasks.data import Task
 from stages.tasks.evaluation import EXACT, METRICS, RANK, Evaluation, Row, TaskEvaluation
 from stages.tasks.metrics import Estimate, mean, mean_of_tasks, share
 
-WIDTH_IN_FILES = 160  # columns
+WIDTH_IN_FILES = 240  # columns
 
 
 def as_json(evaluation: Evaluation, config: TaskEvaluation) -> dict[str, Any]:
