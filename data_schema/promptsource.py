@@ -98,7 +98,7 @@ def fill(template: PromptTemplate, row: Row, group: str) -> Row | DataError:
         if template.answer_choices:
             choices = [part.strip() for part in _rendered(template.answer_choices, values).split(SEPARATOR)]
         parts = _rendered(template.jinja, values | {"answer_choices": choices}).split(SEPARATOR)
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+    except (jinja2.TemplateError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         return DataError(
             f"template '{template.name}' cannot be filled ({error}){_lacking(template, row)}",
             field="promptsource",

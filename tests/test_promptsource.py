@@ -120,8 +120,9 @@ def test_a_row_that_a_template_does_not_fit_is_named(tmp_path: Path, rows: str, 
         ("{{ text ||| x", "cannot be filled"),
         ("a ||| b ||| c", "gives 3 parts, not input and target"),
         ("{{ text + 1 }} ||| x", "cannot be filled"),
+        ("{{ text | dictsort }} ||| x", "cannot be filled"),
     ],
-    ids=["reaches outside", "is no Jinja", "has three parts", "adds text and number"],
+    ids=["reaches outside", "is no Jinja", "has three parts", "adds text and number", "sorts a text as a mapping"],
 )
 def test_a_template_that_is_wrong_is_told_in_one_line(tmp_path: Path, rows: str, jinja: str, error: str) -> None:
     path = tmp_path / "bad.yaml"
