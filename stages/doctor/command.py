@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What a format gives best stands first: a pair is also a demonstration and a prompt.
 KINDS: tuple[type, ...] = (Comparison, Demonstration, Document, Prompt)
 FIRST_LOOK = 200  # rows by which the kind is told
-NEXT_TO_NOTHING = 0.1  # of the records that another kind gives
+NEXT_TO_NOTHING = 0.1  # of the rows
 FUNCTION_ROWS = 1000  # of a Python function, which may have no end
 MAX_LENGTH = 1024  # as sft.max_length
 
@@ -82,19 +82,24 @@ def read(paths: Sequence[str], options: argparse.Namespace, form: str, kind: typ
 
 
 def best_kind(source: Source) -> type:
-    """The first of KINDS that the source gives, unless that is next to nothing beside what another gives: of labels of
-    single answers a few may pair up by chance. Raises what kept the rows from being any kind."""
+    """The first of KINDS that more than next to nothing of the source gives: of labels of single answers a few may pair
+    up by chance. Raises what kept the rows from being of any kind."""
     errors: list[DataError] = []
     for limit in (min(FIRST_LOOK, source.limit or FIRST_LOOK), source.limit):  # its first rows may all be bad
-        counts: dict[type, int] = {}
+        scant: type | None = None
         for kind in KINDS:
+            if kind is Prompt and scant is not None:
+                break  # any row asks something
             try:
-                counts[kind] = len(load(replace(source, limit=limit), kind))
+                records: Records[Any] = load(replace(source, limit=limit), kind)
             except DataError as error:
                 errors.append(error)
-        answered = max((count for kind, count in counts.items() if kind is not Prompt), default=0)
-        if counts:
-            return next(kind for kind in KINDS if counts.get(kind, 0) > answered * NEXT_TO_NOTHING)
+                continue
+            if len(records) >= NEXT_TO_NOTHING * (len(records) + sum(records.dropped.values())):
+                return kind
+            scant = scant or kind
+        if scant is not None:
+            return scant
     # That a format cannot give some kind is no fault of the rows.
     raise next((error for error in errors if error.field != "format"), errors[0])
 
