@@ -5,7 +5,9 @@ trap that the format is known for (always dropped and counted), or a list of the
 (a tree, a task file). It raises DataError for everything else that is wrong. What no field holds goes into `meta`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 from data_schema import formats_alpaca as alpaca
 from data_schema import formats_dialogues as dialogues
@@ -242,6 +244,16 @@ def recognise(row: Row) -> str:
         f" docs/data_formats.md (nearest are {wanted}), or name the format{hint}",
         field="format",
     )
+
+
+def recognise_most(rows: Sequence[Row]) -> str:
+    """The format that most of the rows are in, of several the one that comes first. Raises DataError if no row is in
+    any."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        with suppress(DataError):
+            found[recognise(row)] += 1
+    return found.most_common(1)[0][0] if found else recognise(rows[0])
 
 
 def recognise_cells(cells: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ from data_schema.errors import DataError
 from data_schema.file_types import first_tsv_cells
 from data_schema.files import file_ending, rows_or_errors
 from data_schema.format_parts import Drop, NumberedRows, Origin, Reader, Row
-from data_schema.formats import FORMATS, check_format_name, reader_for, recognise, recognise_cells
+from data_schema.formats import FORMATS, check_format_name, reader_for, recognise_cells, recognise_most
 from data_schema.held_out import HeldOutTasks, keep_out
 from data_schema.locations import (
     FileLocation,
@@ -32,6 +32,7 @@ from data_schema.records import KIND_NAMES, R
 from data_schema.table import Records, concatenate
 
 log = logging.getLogger("triptych.data")
+TOLD_BY = 16  # rows by which a format is told: a single one may be the odd one
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Source:
     """A file, a folder or pattern of files, "owner/name" or "owner/name:folder" on the Hugging Face hub, or
     "python:module:function"."""
     format: str = "auto"
-    """A format of docs/data_formats.md, or "auto": told by the first row's columns."""
+    """A format of docs/data_formats.md, or "auto": told by the columns of the first rows."""
     split: str = "train"
     """Split of a hub data set, or the argument of a Python function; a file has none."""
     limit: int | None = None
@@ -199,14 +200,25 @@ def _without_header(location: FileLocation | HubLocation, source: Source) -> Sou
     return source if form is None else replace(source, format=form)
 
 
-def _first_row(rows: NumberedRows) -> tuple[Row | None, NumberedRows]:
-    """(the first row that can be read, all rows)."""
-    start = []
-    for number, row in rows:
-        start.append((number, row))
-        if not isinstance(row, DataError):
-            return row, chain(start, rows)
-    return None, iter(start)
+def _first_rows(rows: NumberedRows) -> tuple[list[Row], NumberedRows]:
+    """(the first rows that can be read, all rows)."""
+    start: list[tuple[int, Row | DataError]] = []
+    readable: list[Row] = []
+    try:
+        for number, row in rows:
+            start.append((number, row))
+            if not isinstance(row, DataError):
+                readable.append(row)
+            if len(readable) == TOLD_BY:
+                break
+    except DataError as error:  # told when the reading comes so far
+        rows = _raising(error)
+    return readable, chain(start, rows)
+
+
+def _raising(error: DataError) -> NumberedRows:
+    raise error
+    yield
 
 
 def _rows_with(columns: frozenset[str], rows: NumberedRows) -> NumberedRows:
@@ -224,19 +236,18 @@ def _read(
     """(format, records) of files or a hub data set; `dropped` is counted while the records are taken."""
     source = _without_header(location, source)
     tables = iter(_tables(location, source))
-    # The format is told by the first row that can be read.
     opened: list[tuple[Table, NumberedRows]] = []
-    first: Row | None = None
+    first: list[Row] = []
     for table in tables:
-        first, rows = _first_row(table.rows())
+        first, rows = _first_rows(table.rows())
         opened.append((table, rows))
-        if first is not None:
+        if first:
             break
     name = source.format
     reader: Reader | None = None
-    if first is not None:
+    if first:
         try:
-            name = recognise(first) if name == "auto" else name
+            name = recognise_most(first) if name == "auto" else name
             reader = reader_for(name, kind)
         except DataError as error:
             raise DataError(f"{source.path}: {error}", field=error.field) from None

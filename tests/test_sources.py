@@ -94,6 +94,20 @@ def test_when_no_row_is_left_the_reasons_are_told(tmp_path: Path) -> None:
         load(Source(str(tmp_path / "empty.jsonl")), Document)
 
 
+def test_an_odd_first_row_does_not_decide_what_format_a_file_is_in(tmp_path: Path) -> None:
+    talk = {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Ho."}]}
+    answered = {"instruction": "Hi?", "output": "Ho."}
+    for name, odd, good, form in [
+        ("talks.jsonl", {"conversations": []}, talk, "sharegpt"),
+        ("answers.jsonl", {**answered, "output": ["Ho.", "Hm."]}, answered, "alpaca"),
+    ]:
+        path = write(tmp_path / name, [odd, good, good])
+        records = load(Source(path, on_bad_row="drop"), Demonstration)
+        assert (records.format, len(records), sum(records.dropped.values())) == (form, 2, 1)
+    with pytest.raises(DataError, match=r"talks.jsonl:1: 'messages' must end with the assistant"):
+        load(Source(str(tmp_path / "talks.jsonl")), Demonstration)
+
+
 def test_a_relative_path_is_also_looked_up_in_triptych_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     write(tmp_path / "talk.jsonl", ROWS)
