@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pairs import last_object, peak_memory, write_result  # noqa: E402
+from ppo_step_speed import whole_models  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "assets" / "quickstart_base"
@@ -83,7 +84,8 @@ def make_roles(model: str, config: Any) -> Any:
         roles = Roles(None, policy, policy, value, value, *adapters)
     else:
         value = AutoModelForSequenceClassification.from_config(scalar).eval()
-        roles = Roles(None, policy, copy.deepcopy(policy), value, copy.deepcopy(value))
+        store_normalisation(value, RewardNormalisation())
+        roles = whole_models(None, policy, value)
     for scored in (roles.value, roles.reward):
         store_normalisation(scored, RewardNormalisation())
     return roles

@@ -1,10 +1,10 @@
 """A PPO step against the last PPO trainer that TRL had (1.12): same model, prompts, lengths, batch and epochs.
 
-    python benchmarks/ppo_step_speed.py --peer-python PATH --peer-script trl_ppo.py [--model tiny|DIR] [--repeats 3]
-        [--prompt-len 32] [--response-len 32] [--batch 16] [--ppo-epochs 4] [--stop none|eos] [--lora 0]
+    python benchmarks/ppo_step_speed.py --peer-python PATH [--model tiny|DIR] [--repeats 3] [--prompt-len 32]
+        [--response-len 32] [--batch 16] [--micro 16] [--ppo-epochs 4] [--stop none|eos] [--lora 0]
 
-PATH is the Python of an environment that has TRL 1.12; the peer's script runs its PPOTrainer on the same work and
-prints one JSON object with `eps_per_s`, `split_s` and `mem.peak_rss_mb`. Both sides train policy and value in full (or
+PATH is the Python of an environment that has TRL 1.12 (`pip install trl==1.12.0` beside the same torch and
+transformers); ppo_peer.py runs its PPOTrainer there on the same work. Both sides train policy and value in full (or
 ours adapters, with --lora), run as whole processes in turn, and drop their first update. Ragged answers: --stop eos
 with --tiny-vocab 32, where a random model ends an answer after 32 tokens on average. The last line is one JSON object.
 """
@@ -12,18 +12,23 @@ with --tiny-vocab 32, where a random model ends an answer after 32 tokens on ave
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import json
 import re
+import shutil
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pairs import alternate, forward, median_ratio, model_name, peak_memory, write_result  # noqa: E402
+from ppo_peer import add_options  # noqa: E402
 
-# What the peer's script calls the same things.
+# The work, which both sides are told in the same words.
 SHARED = (
     "model",
     "episodes",
@@ -76,10 +81,23 @@ def make_roles(options: argparse.Namespace) -> Any:
         ]
         values, rewards = (whole.get_base_model().eval() for whole in scalars)
         return Roles(tokenizer, policy.eval(), backbone, values, rewards.requires_grad_(False), adapters, scalars[0])
-    import copy
+    return whole_models(tokenizer, policy, value)
 
-    reference, reward = copy.deepcopy(policy), copy.deepcopy(value)
-    return Roles(tokenizer, policy.eval(), reference.eval(), value.eval(), reward.eval())
+
+def whole_models(tokenizer: Any, policy: Any, value: Any) -> Any:
+    """Four roles, reference and reward model from checkpoints, where they stay while they are not read."""
+    from stages.ppo_roles import Roles, frozen_on_disk
+
+    places = [Path(tempfile.mkdtemp()) for _ in range(2)]
+    for model, place in zip((policy, value), places, strict=True):
+        atexit.register(shutil.rmtree, place)
+        model.save_pretrained(place)
+    reference, reward = (
+        type(model).from_pretrained(place, dtype=model.dtype)
+        for model, place in zip((policy, value), places, strict=True)
+    )
+    roles = Roles(tokenizer, policy.eval(), reference.eval(), value.eval(), reward.eval())
+    return replace(roles, offloaded=frozen_on_disk(roles, *places))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +119,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     optimizer = OptimizerConfig(learning_rate=3e-6, schedule="constant", eps=1e-5)
     config = PpoConfig(
         prompts=[Source("prompts.jsonl")], rollout_batch=options.batch, minibatches=1, inner_epochs=options.ppo_epochs,
-        micro_batch=options.micro or min(16, options.batch), kl_coef=0.05, optimizer=optimizer,
+        micro_batch=options.micro, kl_coef=0.05, optimizer=optimizer,
         value_optimizer=optimizer, sampling=SamplingConfig(options.response_len, 1.0, 64),
     )  # fmt: skip
     learner = make_learner(roles, config)
@@ -181,18 +199,9 @@ def where_time_goes(profile: Any, threads: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", type=Path, help="Python with TRL 1.12")
-    parser.add_argument("--peer-script", type=Path, help="runs TRL's PPOTrainer and prints its figures")
-    parser.add_argument("--model", default="tiny", help="'tiny' or a model directory")
-    parser.add_argument("--episodes", type=int, default=64, help="measured episodes, a multiple of --batch")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--micro", type=int, default=0, help="episodes a forward pass; 0: 16")
-    parser.add_argument("--prompt-len", type=int, default=32)
-    parser.add_argument("--response-len", type=int, default=32)
-    parser.add_argument("--ppo-epochs", type=int, default=4)
-    parser.add_argument("--stop", choices=["none", "eos"], default="none", help="eos: answers end where EOS is drawn")
-    parser.add_argument("--tiny-vocab", type=int, default=4096)
+    parser.add_argument("--peer-script", type=Path, default=Path(__file__).with_name("ppo_peer.py"), help="another one")
+    add_options(parser)
     parser.add_argument("--lora", type=int, default=0, help="rank of our adapters; the peer trains in full")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help="run our side alone and print its figures")
     parser.add_argument("--profile", action="store_true", help="with --ours: also where the time goes")
@@ -200,9 +209,8 @@ def main() -> None:
     if options.ours:
         print(json.dumps(run(options)))
         return
-    if not (options.peer_python and options.peer_script):
-        parser.error("name --peer-python and --peer-script, or --ours for our side alone")
-    options.micro = options.micro or min(16, options.batch)
+    if not options.peer_python:
+        parser.error("name --peer-python, or --ours for our side alone")
     common = forward(options, SHARED)
     found = alternate(
         {

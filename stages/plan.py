@@ -38,7 +38,7 @@ VERSIONS = {"sft": 2, "comparisons": 2, "reward_model": 2, "select": 1, "ppo": 2
 # part of what the result is.
 IMMATERIAL = (
     *("preset", "device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens"),
-    *("gradient_checkpointing", "max_ratio", "max_approx_kl", "keep_rollouts", "snapshot_every"),
+    *("gradient_checkpointing", "offload_frozen", "max_ratio", "max_approx_kl", "keep_rollouts", "snapshot_every"),
 )
 
 

@@ -133,13 +133,13 @@ def evaluate_rollout(
     logprobs, entropy, reference, values = (torch.zeros_like(mask, dtype=torch.float32) for _ in range(4))
 
     def read(rows_at_once: int) -> None:
-        for index in torch.arange(len(mask), device=mask.device).split(rows_at_once):
-            rows = rollout.rows(index)
-            width = rows.response_mask.shape[1]
-            logprobs[index, :width], entropy[index, :width] = response_logprobs(roles.policy, rows, temperature)
-            with roles.as_reference():
-                reference[index, :width] = response_logprobs(roles.reference, rows, temperature).logprobs
-            values[index, :width] = response_values(roles.value, rows)
+        everyone = torch.arange(len(mask), device=mask.device)
+        for rows, part in micro_batches(rollout, everyone, rows_at_once):
+            logprobs[part], entropy[part] = response_logprobs(roles.policy, rows, temperature)
+            values[part] = response_values(roles.value, rows)
+        with roles.as_reference():
+            for rows, part in micro_batches(rollout, everyone, rows_at_once):
+                reference[part] = response_logprobs(roles.reference, rows, temperature).logprobs
 
     (fits or rows_that_fit(config)).reading.do(read)
     limit = config.score_clip
@@ -211,11 +211,11 @@ def update(
 
 
 def micro_batches(
-    experience: Experience, minibatch: Tensor, rows_at_once: int
+    rollout: Rollout, minibatch: Tensor, rows_at_once: int
 ) -> Iterator[tuple[Rollout, tuple[Tensor, slice]]]:
     """A few episodes at a time, and where theirs stand in experience's tensors."""
     for index in minibatch.split(rows_at_once):
-        rows = experience.rollout.rows(index)
+        rows = rollout.rows(index)
         yield rows, (index, slice(0, rows.response_mask.shape[1]))
 
 
@@ -232,7 +232,7 @@ def policy_gradient(
     # One token count for the whole step: a micro-batch of short answers must not weigh as much as one of long ones.
     n_tokens = int(experience.rollout.response_mask[minibatch].sum())
     step: dict[str, float] = {}
-    for rows, part in micro_batches(experience, minibatch, rows_at_once):
+    for rows, part in micro_batches(experience.rollout, minibatch, rows_at_once):
         new = response_logprobs(roles.policy, rows, config.sampling.temperature, config.entropy_coef > 0)
         policy = clipped_policy_loss(
             new.logprobs,
@@ -264,7 +264,7 @@ def value_gradient(
     """The value model's, in the same way."""
     n_tokens = int(experience.rollout.response_mask[minibatch].sum())
     step: dict[str, float] = {}
-    for rows, part in micro_batches(experience, minibatch, rows_at_once):
+    for rows, part in micro_batches(experience.rollout, minibatch, rows_at_once):
         values, old, returns = response_values(roles.value, rows), experience.values[part], experience.returns[part]
         value = clipped_value_loss(values, old, returns, rows.response_mask, config.value_clip_range, n_tokens)
         value.loss.backward()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from policy.errors import ModelError
+from policy.heap import keep_freed_memory
 from policy.pretraining import GradientBalance
 from stages.memory.out_of_memory import RowsThatFit, rows_that_fit
 from stages.optimizer import make_optimizer
@@ -32,12 +33,16 @@ def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: tor
     """The models and their optimisers before the first iteration; the same again from the same seed."""
     torch.manual_seed(seed)  # adapters draw from the global generator
     values_from = model_for_values(config.rewards, parents)
-    roles = load_roles(parents["sft"], values_from, device, config.lora, seed, config.shared_backbone)
+    roles = load_roles(
+        parents["sft"], values_from, device, config.lora, seed, config.shared_backbone, config.offload_frozen
+    )
     return make_learner(roles, config)
 
 
 def make_learner(roles: Roles, config: PpoConfig) -> Learner:
     """Precision, optimisers and schedules of the recipe for these models."""
+    if config.lora is None:  # with adapters memory is worth more than time
+        keep_freed_memory(roles.policy.device)
     roles.compute_in(config.precision)
     optimizers = {
         "policy": make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations - config.value_warmup),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from policy.language_model import (
     load_tokenizer,
     save_checkpoint,
 )
+from policy.offload import WeightsOnDisk, weights_on_disk
 from policy.precision import choose_precision, compute_in
 from policy.shared_weights import share_weights
 from reward.adapter import adapted_scalar_model, scalar_model_over, why_no_adapter
@@ -35,8 +37,9 @@ logger = logging.getLogger("triptych.ppo")
 
 @dataclass(frozen=True)
 class Roles:
-    """Whole models: four copies of the weights. With adapters two, where the reference is the policy and the reward
-    model is the value model, each with its adapters off; or one, where each has modules of its own around it."""
+    """Whole models: four copies of the weights, of which reference and reward model may be on disk while they are not
+    read. With adapters two, where the reference is the policy and the reward model is the value model, each with its
+    adapters off; or one, where each has modules of its own around it."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
@@ -45,14 +48,19 @@ class Roles:
     reward: PreTrainedModel | None  # None: no reward model of this pipeline reads the policy's ids
     policy_adapters: Any = None  # peft's wrapper around `policy`, or None
     value_adapters: Any = None
+    offloaded: Mapping[str, WeightsOnDisk] = field(default_factory=dict)  # by role
 
     def as_reference(self) -> AbstractContextManager[Any]:
         """Within it, `reference` computes what the SFT model would."""
-        return self.policy_adapters.disable_adapter() if self.reference is self.policy else nullcontext()
+        if self.reference is self.policy:
+            return self.policy_adapters.disable_adapter()
+        return self.offloaded["reference"].loaded() if "reference" in self.offloaded else nullcontext()
 
     def as_reward(self) -> AbstractContextManager[Any]:
         """Within it, `reward` computes what the reward model would."""
-        return self.value_adapters.disable_adapter() if self.reward is self.value else nullcontext()
+        if self.reward is self.value:
+            return self.value_adapters.disable_adapter()
+        return self.offloaded["reward"].loaded() if "reward" in self.offloaded else nullcontext()
 
     def compute_in(self, precision: str) -> None:
         """From here on every role reads in "float32" or in "bfloat16"."""
@@ -79,12 +87,14 @@ def load_roles(
     lora: LoraConfig | None,
     seed: int = 0,
     shared_backbone: bool = False,
+    offload_frozen: bool = False,
 ) -> Roles:
     """Policy and reference from the SFT model; reward, and the value model as its copy, from the reward model
     (InstructGPT C.4). Without a reward model the value model is the SFT model with a head drawn from the seed.
 
-    With `lora` there are two copies of the weights, or one, if `shared_backbone` is asked for and possible. All in
-    evaluation mode: with dropout on, the first ratio would not be 1.
+    With `lora` there are two copies of the weights, or one, if `shared_backbone` is asked for and possible; without,
+    `offload_frozen` leaves reference and reward model on disk while they are not read. All in evaluation mode: with
+    dropout on, the first ratio would not be 1.
     """
     language_model = load_language_model(sft, device)
     policy, tokenizer = language_model
@@ -96,7 +106,8 @@ def load_roles(
     if lora is None:
         reference = load_language_model(sft, device).model
         reward = None if reward_model is None else load_scalar_model(reward_model, device)
-        return ready(Roles(tokenizer, policy, reference, value, reward))
+        roles = ready(Roles(tokenizer, policy, reference, value, reward))
+        return replace(roles, offloaded=frozen_on_disk(roles, sft, reward_model)) if offload_frozen else roles
     policy_adapters = add_lora(policy, lora.rank, lora.alpha, lora.targets, "CAUSAL_LM")
     value_adapters = add_lora(value, lora.rank, lora.alpha, lora.targets, "SEQ_CLS")
     policy, value = policy_adapters.get_base_model(), value_adapters.get_base_model()
@@ -152,6 +163,13 @@ def ready(roles: Roles) -> Roles:
         with roles.as_reward():
             check_scores_are_independent(roles.reward, roles.tokenizer.pad_token_id)
     return roles
+
+
+def frozen_on_disk(roles: Roles, sft: Path, reward_model: Path | None) -> dict[str, WeightsOnDisk]:
+    """What can be left on disk between the moments in which it is read, by role."""
+    frozen = {"reference": (roles.reference, sft), "reward": (roles.reward, reward_model)}
+    found = {role: weights_on_disk(model, place) for role, (model, place) in frozen.items() if model and place}
+    return {role: weights for role, weights in found.items() if weights is not None}
 
 
 def check_same_text(

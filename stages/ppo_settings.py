@@ -103,6 +103,9 @@ class PpoConfig:
     shared_backbone: bool = False
     """With `lora`: all four roles over one copy of the SFT model's weights, if the reward model was trained with LoRA
     over that model; else two copies (docs/memory.md)."""
+    offload_frozen: bool = True
+    """Without `lora`: reference and reward model are in memory only while they are read (docs/memory.md). The same
+    numbers."""
     monitor: JudgePath | None = None
     """A judge whose scores of each rollout are logged beside the reward. It is watched, never trained on."""
     max_ratio: float | None = 10.0

@@ -9,8 +9,8 @@ import pytest
 
 CPU_ONLY = """
 import ctypes, sys, torch
-from policy.heap import WORTH_IT, _glibc, give_back_free_memory
-if _glibc() is None:
+from policy.heap import WORTH_IT, _function, give_back_free_memory
+if _function("mallinfo2") is None:
     sys.exit(7)
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
@@ -26,6 +26,29 @@ freed = before - resident()
 assert all((piece == 2 * i).all() for i, piece in enumerate(kept))
 print(untouched / WORTH_IT, freed / WORTH_IT)
 """
+
+
+KEPT = """
+import resource, sys, torch
+from policy.heap import _function, keep_freed_memory
+if _function("mallopt") is None:
+    sys.exit(7)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(n) for n in (2**24, 2**20, 2**25)]  # 64, 4 and 128 MB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = [faults() for _ in range(3)]
+keep_freed_memory(torch.device("cpu"))
+print(before[-1], [faults() for _ in range(10)][-1])
+"""
+
+
+def test_kept_memory_is_used_again_without_a_page_fault() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
+    if done.returncode == 7:
+        pytest.skip("the C library is not glibc")
+    as_it_comes, kept = map(int, done.stdout.split())
+    assert as_it_comes > 1000 and kept < 100
 
 
 def test_holes_between_living_tensors_are_given_back() -> None:

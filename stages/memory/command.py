@@ -57,8 +57,8 @@ def command(words: Sequence[str]) -> None:
 
 def account(plan: MemoryPlan, process: int, heap: int, seconds: dict[str, float]) -> dict[str, Any]:
     """The plan as JSON-ready values, in bytes and seconds."""
-    roles = {role.name: {"weights": role.weights, "gradients": role.gradients, "optimizer": role.optimizer}
-             for role in plan.roles}  # fmt: skip
+    roles = {role.name: {"weights": role.weights, "gradients": role.gradients, "optimizer": role.optimizer,
+                         "on_disk": role.on_disk} for role in plan.roles}  # fmt: skip
     return {
         "process": process,
         "heap": heap,
@@ -79,7 +79,8 @@ def table(found: dict[str, Any], model: str, prompt_length: int, config: PpoConf
     rows = [f"{'MB':<26}{'weights':>10}{'gradients':>11}{'optimizer':>11}"]
     for name, role in found["roles"].items():
         numbers = (role["weights"], role["gradients"], role["optimizer"])
-        rows.append(f"{name:<26}{numbers[0] / MB:>10.0f}{numbers[1] / MB:>11.0f}{numbers[2] / MB:>11.0f}")
+        shown = f"{name} (while read)" if role["on_disk"] else name
+        rows.append(f"{shown:<26}{numbers[0] / MB:>10.0f}{numbers[1] / MB:>11.0f}{numbers[2] / MB:>11.0f}")
     rows.append(f"{'':<26}{'working':>10}{'peak':>11}" + (f"{'seconds':>11}" if found["seconds"] else ""))
     for name, phase in found["phases"].items():
         time_column = f"{found['seconds'][name]:>11.1f}" if found["seconds"] else ""

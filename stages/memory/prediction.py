@@ -33,6 +33,7 @@ class RoleMemory:
     weights: int
     gradients: int
     optimizer: int
+    on_disk: bool = False  # but for the time in which it is read
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class MemoryPlan:
     @property
     def held(self) -> int:
         """Bytes between the phases: weights and optimiser states."""
-        return sum(role.weights + role.optimizer for role in self.roles)
+        return sum(role.weights + role.optimizer for role in self.roles if not role.on_disk)
 
     @property
     def peak(self) -> int:
@@ -69,6 +70,8 @@ def predict(
         kv_cache = sample(meter, models.policy, config, prompt_length)
         read(meter, models, config, prompt_length, with_reward_model)
         update(meter, models, config, prompt_length, lambda _, model, __: model.zero_grad())
+    # One is read after the other.
+    meter.phases["reading"] += max((role.weights for role in roles if role.on_disk), default=0)
     rows_of_logits = min(CHUNK, micro_batch(config) * config.sampling.max_new_tokens)
     logits = 4 * rows_of_logits * models.policy.config.vocab_size
     return MemoryPlan(roles, meter.phases, kv_cache, logits)
@@ -98,11 +101,12 @@ def role_memory(models: Models, config: PpoConfig, with_reward_model: bool) -> t
     value_weights = own if config.shared_backbone else size(models.value)
     reward = models.bare_value if config.lora is None else own if config.shared_backbone else 0
     averages = policy if config.ema_decay else 0
+    on_disk = config.lora is None and config.offload_frozen
     return (
         RoleMemory("policy", size(models.policy), policy, 2 * policy + averages),
-        RoleMemory("reference", reference, 0, 0),
+        RoleMemory("reference", reference, 0, 0, on_disk),
         RoleMemory("value", value_weights, value, 2 * value),
-        RoleMemory("reward", reward if with_reward_model else 0, 0, 0),
+        RoleMemory("reward", reward if with_reward_model else 0, 0, 0, on_disk),
     )
 
 

@@ -1,0 +1,69 @@
+"""A frozen model whose weights are in memory only while it is read; between, its checkpoint on disk has them.
+
+PPO reads reference and reward model for a moment of each iteration, and its peak is in the update, which needs neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class Place(NamedTuple):
+    """Where the numbers of a weight stand, little-endian float32."""
+
+    path: Path
+    offset: int  # bytes
+
+
+class WeightsOnDisk:
+    """A model's weights, and where they are kept. They are in memory until `loaded` ends for the first time, and from
+    then on within it alone."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], places: Mapping[str, Place]) -> None:
+        self.weights, self.places = weights, places
+        self.shapes = {name: weight.shape for name, weight in weights.items()}
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Within it the model has its weights."""
+        for name, weight in self.weights.items():
+            if not weight.numel():
+                weight.data = self._read(name).to(weight.device)
+        try:
+            yield
+        finally:
+            for weight in self.weights.values():
+                weight.data = torch.empty(0, device=weight.device)
+
+    def _read(self, name: str) -> torch.Tensor:
+        # Into memory that this process has already, rather than mapped: a mapping's pages would come on top.
+        path, offset = self.places[name]
+        numbers = np.fromfile(path, "<f4", count=self.shapes[name].numel(), offset=offset)
+        return torch.from_numpy(numbers).view(self.shapes[name])
+
+
+def weights_on_disk(model: PreTrainedModel, directory: Path) -> WeightsOnDisk | None:
+    """None where the checkpoint does not hold every weight of the model under its name, in its shape and in float32 (a
+    model from the hub, say): it stays in memory."""
+    weights = dict(model.named_parameters())
+    places: dict[str, Place] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:  # the layout: the header's length in 8 bytes, the header, the numbers
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        for name, entry in header.items():
+            weight = weights.get(name)
+            if weight is not None and (entry["dtype"], entry["shape"]) == ("F32", list(weight.shape)):
+                places[name] = Place(path, 8 + size + entry["data_offsets"][0])
+    if any(weight.dtype != torch.float32 or name not in places for name, weight in weights.items()):
+        return None
+    return WeightsOnDisk(weights, places)
