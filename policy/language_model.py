@@ -98,6 +98,11 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source)
 
 
+def positions(config: PreTrainedConfig) -> int:
+    """Tokens of a text that a model has positions for; a number beyond any text where it tells no limit."""
+    return getattr(config, "max_position_embeddings", None) or 2**31
+
+
 def is_encoder_decoder(source: str | Path) -> bool:
     """Whether a model reads its prompt by an encoder of its own (T5, BART)."""
     return bool(load_config(source).is_encoder_decoder)

@@ -123,6 +123,17 @@ def test_a_prompt_whose_answers_all_tie_and_one_that_is_too_long_are_dropped_and
     assert result.metrics["steps"] == 2
 
 
+def test_a_text_longer_than_the_model_has_positions_for_is_dropped_whatever_max_length_says(
+    chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The small model has 128."""
+    long = comparison("crab " * 120, ["crab", "crab " * 60], [1, 2])
+    source = written(tmp_path, [*UNEQUAL, long])
+    _, result = train(chain, tmp_path, data=source, held_out=0.0, batch_prompts=3, max_length=1024)
+    assert result.data["comparisons"]["dropped"] == {"too long": 1}
+    assert "max_length is 1024, but the model has positions for 128" in caplog.text
+
+
 def test_demonstrations_score_0_on_average_after_a_reload(chain: Chain, tmp_path: Path) -> None:
     output, result = train(chain, tmp_path, normalise_on="demonstrations", normalise_rows=40)
     tokenizer, model = load_tokenizer(output), load_scalar_model(output, CPU)
