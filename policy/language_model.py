@@ -98,6 +98,11 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source)
 
 
+def positions(config: PreTrainedConfig) -> int:
+    """Tokens of a text that a model has positions for; a number beyond any text where it tells no limit."""
+    return getattr(config, "max_position_embeddings", None) or 2**31
+
+
 def is_encoder_decoder(source: str | Path) -> bool:
     """Whether a model reads its prompt by an encoder of its own (T5, BART)."""
     return bool(load_config(source).is_encoder_decoder)
@@ -114,6 +119,9 @@ def check_decoder_only(source: str | Path) -> None:
 
 def load_weights(auto_class: Any, source: str | Path) -> PreTrainedModel:
     """A model in float32, by one of transformers' Auto classes. Raises ModelError if the checkpoint lacks weights."""
+    if any("ForSequenceClassification" in name for name in load_config(source).architectures or ()):
+        # With tied embeddings no weight would be missing.
+        raise ModelError(f"'{source}' scores texts (a reward model) and writes none; give a language model.")
     with clear_load_errors(source, "language model"):
         model, loading = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     if loading["missing_keys"]:  # transformers fills them at random and goes on

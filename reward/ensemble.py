@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from policy.errors import ModelError
 from policy.rollout import Rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import response_scores, scalar_head
@@ -145,17 +147,24 @@ def write_members(
 
 
 def read_members(directory: Path, model: PreTrainedModel) -> list[Member]:
-    """The further members of a published ensemble, on the model's device; [] for a checkpoint of one reward model."""
+    """The further members of a published ensemble, on the model's device; [] for a checkpoint of one reward model.
+    Raises ModelError for one that is not whole."""
     index = directory / FOLDER / INDEX
     if not index.is_file():
         return []
     members = []
-    for number, told in enumerate(json.loads(index.read_text())["members"], start=1):
-        folder = directory / FOLDER / f"member_{number}"
-        state = load_file(folder / WEIGHTS, device=str(model.device))
-        settings = json.loads((folder / SETTINGS).read_text())
-        scale = settings["lora_alpha"] / settings["r"]
-        members.append(member_state(state, scale, model, RewardNormalisation(told["gain"], told["bias"])))
+    try:
+        for number, told in enumerate(json.loads(index.read_text())["members"], start=1):
+            folder = directory / FOLDER / f"member_{number}"
+            state = load_file(folder / WEIGHTS, device=str(model.device))
+            settings = json.loads((folder / SETTINGS).read_text())
+            scale = settings["lora_alpha"] / settings["r"]
+            members.append(member_state(state, scale, model, RewardNormalisation(told["gain"], told["bias"])))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"the ensemble in '{directory}' cannot be read ({type(error).__name__}: {error}); copy the checkpoint "
+            "again."
+        ) from error
     return members
 
 

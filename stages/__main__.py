@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -90,6 +91,16 @@ def guarded(action: Callable[[], None]) -> int:
 
     try:
         action()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno is None:  # a library's own
+            raise
+        place = "" if error.filename is None else f"'{error.filename}': "
+        print(f"triptych: {place}{error.strerror}; check the path, its permissions and the disk", file=sys.stderr)
+        return 2
     except (ConfigError, DataError, ModelError, StoreError) as error:
         print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

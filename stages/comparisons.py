@@ -20,7 +20,7 @@ from stages.answering import sample_answers
 from stages.configs import ComparisonsConfig
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account
-from stages.judging import Judge, load_judge
+from stages.judging import Judge, gold_score, load_judge
 
 CHUNK = 1024  # prompts answered between two looks at the progress bar
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl.gz", "held_out.jsonl.gz"
@@ -94,7 +94,7 @@ def rank_answers(
     its rank."""
     if len(answers) < 2:
         return "fewer than two answers that differ"
-    gold = {answer: labeler(prompt.meta, answer, True)["gold"] for answer in answers}
+    gold = {answer: gold_score(labeler(prompt.meta, answer, True), config.labeler) for answer in answers}
     groups: list[list[str]] = []
     for answer in sorted(answers, key=gold.__getitem__, reverse=True):
         if groups and gold[groups[-1][0]] - gold[answer] < config.tie_margin:

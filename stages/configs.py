@@ -85,7 +85,8 @@ class RewardModelConfig:
     """Compute each layer's states anew in the backward pass instead of keeping them. Changes memory, not the
     gradient."""
     max_length: int = 1024
-    """Tokens of prompt and answer together; a comparison with a longer one is dropped and counted."""
+    """Tokens of prompt and answer together; a comparison with a longer one, or one longer than the model has positions
+    for, is dropped and counted."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     ensemble: int = 1
     """Members, all adapters over one backbone (docs/rewards.md); more than one need `lora`."""

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from stages.errors import ConfigError
 
+SHOWN = 60  # characters of an answer in an error
 # meta of the prompt, text of the response, whether it ended by itself -> "gold" and any parts of it
 Judge = Callable[[Mapping[str, Any], str, bool], dict[str, float]]
 
 
 def load_judge(path: str, key: str) -> Judge:
-    """The judge behind "module:function"; errors as `load_function`."""
-    judge: Judge = load_function(path, key)
+    """The judge behind "module:function"; errors as `load_function`. Called on an answer that it cannot judge it raises
+    ConfigError, too."""
+    function = load_function(path, key)
+
+    @wraps(function)
+    def judge(meta: Mapping[str, Any], response: str, finished: bool) -> dict[str, float]:
+        try:
+            grades: dict[str, float] = function(meta, response, finished)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"{key}: '{path}' raised {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}) "
+                f"on the answer {response[:SHOWN]!r}; name prompts whose columns it knows, or let it judge every answer"
+            ) from error
+        return grades
+
     return judge
+
+
+def gold_score(grades: Any, path: str) -> float:
+    """What orders answers. Raises ConfigError where the judge `path` gave none."""
+    if not isinstance(grades, Mapping) or "gold" not in grades:
+        raise ConfigError(f"'{path}' gave {str(grades)[:SHOWN]} and no 'gold', which orders answers; let it give one")
+    return float(grades["gold"])
 
 
 def load_function(path: str, key: str) -> Callable[..., Any]:

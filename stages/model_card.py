@@ -49,7 +49,7 @@ tokenizer = AutoTokenizer.from_pretrained(directory)
 model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def score(messages):
+def logit(messages, model=model):
     \"\"\"messages: [{{"role": "user", "content": ..}}, {{"role": "assistant", "content": ..}}], the answer last.\"\"\"
     ids, done = [], ""
     for turn, message in enumerate(messages):
@@ -61,12 +61,15 @@ def score(messages):
                 ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
             done = before + answer
     with torch.no_grad():
-        logit = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
-    return model.config.reward_gain * logit + model.config.reward_bias
+        return model(input_ids=torch.tensor([ids])).logits[0, 0].item()
+
+
+def score(messages):
+    return model.config.reward_gain * logit(messages) + model.config.reward_bias
 ```
 
-With triptych installed, `triptych score DIRECTORY FILE` does the same for the rows of a file, and `triptych judge`
-says on your own comparisons how far to trust it.
+With triptych installed, `triptych score DIRECTORY FILE` does the same for the rows of a file (for several models in one
+checkpoint: their mean, below), and `triptych judge` says on your own comparisons how far to trust it.
 {numbers}"""
 SCALES = {
     "demonstrations": "On this scale the demonstrations score 0 on average.",

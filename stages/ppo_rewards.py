@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from policy.language_model import check_special_tokens, load_tokenizer
+from policy.language_model import check_special_tokens, load_tokenizer, positions
 from policy.precision import compute_in
 from policy.rollout import Rollout
 from reward.ensemble import Member, combine, member_scores, read_members
@@ -105,8 +105,7 @@ def _load(
     reward = ModelReward(partial(_read, loaded.model, members, part), reader.batch_size, loaded.within)
     if reads_same:
         return reward
-    positions = getattr(loaded.model.config, "max_position_embeddings", None) or 2**31
-    return ReencodedReward(reward, tokenizer, reader.device, positions)
+    return ReencodedReward(reward, tokenizer, reader.device, positions(loaded.model.config))
 
 
 def _read(model: PreTrainedModel, members: Sequence[Member], part: RewardPart, rows: Rollout) -> Scored:

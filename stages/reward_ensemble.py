@@ -34,7 +34,30 @@ This checkpoint holds {n} reward models over one backbone. `model.safetensors`, 
 the first. Each of the others is a PEFT adapter on top of it, with a head of its own, in `ensemble/member_1` and so on:
 `PeftModel.from_pretrained(model, "ensemble/member_1")` opens one. Their gain and bias stand in that order in
 `ensemble/ensemble.json`. triptych's PPO scores with the mean of all members, their minimum, or the mean less their
-disagreement.
+disagreement; `triptych score` and `triptych judge` with the mean, which is, after the lines above:
+
+```python
+import json
+from pathlib import Path
+
+from peft import PeftModel
+
+scales = json.loads(Path(directory, "ensemble", "ensemble.json").read_text())["members"]
+members = [
+    PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32),
+        f"{{directory}}/ensemble/member_{{number}}",
+    ).eval()
+    for number in range(1, {n})
+]
+
+
+def mean_score(messages):
+    others = [
+        scale["gain"] * logit(messages, member) + scale["bias"] for scale, member in zip(scales, members, strict=True)
+    ]
+    return sum([score(messages), *others]) / {n}
+```
 """
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from data_schema import Comparison, Demonstration, load_all, read_records
 from policy.checkpointing import checkpointed
 from policy.encoding import encode, encode_answers
-from policy.language_model import add_lora, bare, choose_device, disable_dropout, load_tokenizer, save_checkpoint
+from policy.language_model import (
+    add_lora,
+    bare,
+    choose_device,
+    disable_dropout,
+    load_config,
+    load_tokenizer,
+    positions,
+    save_checkpoint,
+)
 from reward.adapter import CARD as ADAPTER_CARD
 from reward.adapter import write_adapter
 from reward.frozen_layers import cut_after
@@ -153,6 +163,7 @@ def load_rankings(
         held_out = list(read_records(held_out_file, Comparison)) if held_out_file.exists() else []
         account = {"format": "records", "records": len(train) + len(held_out), "dropped": {}}
     dropped = account["dropped"]
+    longest = longest_text(config, job.parents["sft"])
     write_seen_prompts(job.output, train)
     rankings = []
     for part in (train, held_out):
@@ -161,7 +172,7 @@ def load_rankings(
             prompt, responses = encode_answers(tokenizer, comparison.prompt, comparison.responses)
             if not ranked_pairs(comparison.ranks):
                 dropped["all answers tie"] = dropped.get("all answers tie", 0) + 1
-            elif len(prompt) + max(map(len, responses)) > config.max_length:
+            elif len(prompt) + max(map(len, responses)) > longest:
                 dropped["too long"] = dropped.get("too long", 0) + 1
             else:
                 kept.append(Ranking(prompt, responses, comparison.ranks, comparison.margin))
@@ -171,6 +182,14 @@ def load_rankings(
             "reward_model: dropped %s", ", ".join(f"{count} ({reason})" for reason, count in dropped.items())
         )
     return rankings[0], rankings[1], {"comparisons": account}
+
+
+def longest_text(config: RewardModelConfig, source: Path) -> int:
+    """Tokens that prompt and answer may have together: no more than the model has positions for."""
+    room = positions(load_config(source))
+    if config.max_length > room:
+        logger.warning("reward_model: max_length is %d, but the model has positions for %d", config.max_length, room)
+    return min(config.max_length, room)
 
 
 def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:
@@ -201,9 +220,12 @@ def normalise(
         ), {}
     records = load_all(config.demonstrations, Demonstration, job.seed)
     encoded = encode(tokenizer, [records[i].messages for i in range(min(n, len(records)))])
-    pairs = [_last_answer(row.ids, row.is_response) for row in encoded if len(row.ids) <= config.max_length]
+    longest = min(config.max_length, positions(model.config))
+    pairs = [_last_answer(row.ids, row.is_response) for row in encoded if len(row.ids) <= longest]
     if not pairs:
-        raise ConfigError(f"reward_model.demonstrations: none is within max_length ({config.max_length} tokens)")
+        raise ConfigError(
+            f"reward_model.demonstrations: none is within max_length ({longest} tokens); name shorter ones"
+        )
     prompts, responses = zip(*pairs, strict=True)
     scores = score_responses(model, prompts, responses, tokenizer.pad_token_id, normalised=False)
     return from_demonstrations(scores), {"demonstrations": data_account(records)}

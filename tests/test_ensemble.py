@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from data_schema import Comparison, Message, write_records
 from data_schema.sources import Source
 from policy.encoding import encode_answers
+from policy.errors import ModelError
 from policy.language_model import add_lora, load_tokenizer, save_checkpoint
 from policy.rollout import Rollout, as_rollout
 from reward.ensemble import acting_as, combine, member_scores, read_members, relative_to
@@ -150,6 +153,36 @@ def test_scoring_and_judging_see_the_mean_of_all_members(ensemble: Trained, tmp_
     apart = member_scores(scorer.model, read_members(ensemble.directory, scorer.model), answers)
     assert found.scores == pytest.approx(apart.mean(0).tolist(), abs=1e-5)
     assert (apart.mean(0) - apart[0]).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
+def test_the_lines_on_the_card_give_the_mean_score(ensemble: Trained, tmp_path: Path) -> None:
+    first, further = re.findall(r"```python\n(.*?)```", (ensemble.directory / "README.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(first.replace('directory = "."', f"directory = {str(ensemble.directory)!r}") + further, names)
+    scorer = open_scorer(str(ensemble.directory), tmp_path, "cpu")
+    prompt, texts = Message("user", "repeat these words : fox owl"), ["fox owl .", "bear"]
+    found = score_answers(scorer, [((prompt,), texts)])[0]
+    assert isinstance(found, Scored)
+    asked = {"role": "user", "content": prompt.content}
+    by_card = [names["mean_score"]([asked, {"role": "assistant", "content": text}]) for text in texts]
+    assert by_card == pytest.approx(found.scores, abs=1e-4)
+    alone = names["score"]([asked, {"role": "assistant", "content": texts[0]}])
+    assert abs(alone - by_card[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "broken", ["ensemble.json", "member_1/adapter_model.safetensors", "member_2/adapter_config.json"]
+)
+def test_an_ensemble_that_is_not_whole_is_told(ensemble: Trained, tmp_path: Path, broken: str) -> None:
+    copy = Path(shutil.copytree(ensemble.directory, tmp_path / "copy"))
+    model = load_scalar_model(copy, CPU)
+    (copy / "ensemble" / broken).write_text("{")
+    with pytest.raises(ModelError, match=r"the ensemble in .* cannot be read"):
+        read_members(copy, model)
+    (copy / "ensemble" / "member_2" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_members(copy, model)
 
 
 def test_every_member_is_on_the_first_one_s_scale_and_judged(ensemble: Trained) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import byte_tokenizer, tiny_llama
+from safetensors.torch import load_file, save_file
+from tiny_models import byte_tokenizer, quickstart_tokenizer, tiny_llama
 
 from policy.errors import ModelError
 from policy.language_model import (
@@ -133,10 +134,22 @@ def test_a_directory_that_is_no_model_is_one_line(tmp_path: Path, tiny_base: Pat
         load_language_model(broken, CPU)
 
 
-def test_a_reward_model_is_no_language_model(tmp_path: Path, tiny: LanguageModel, tiny_base: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reward_model_is_no_language_model(tmp_path: Path, tied: bool) -> None:
     from reward.scalar_model import from_language_model
 
-    save_checkpoint(from_language_model(tiny_base, CPU, 0), tiny.tokenizer, tmp_path)
+    tokenizer = quickstart_tokenizer()
+    save_checkpoint(tiny_llama(tokenizer, tie_word_embeddings=tied), tokenizer, tmp_path / "base")
+    save_checkpoint(from_language_model(tmp_path / "base", CPU, 0), tokenizer, tmp_path / "reward")
+    with pytest.raises(ModelError, match=r"^'.*reward' scores texts .* and writes none; give a language model\.$"):
+        load_language_model(tmp_path / "reward", CPU)
+
+
+def test_a_checkpoint_without_its_head_is_no_language_model(tmp_path: Path, tiny: LanguageModel) -> None:
+    save_checkpoint(tiny.model, tiny.tokenizer, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"^'.*' lacks weights of a language model: lm_head\.weight"):
         load_language_model(tmp_path, CPU)
 

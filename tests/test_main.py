@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_recipe import ROOT, STAGES, Chain, small_recipe, store_contents, write_recipe
 
-from stages.__main__ import main
+from stages.__main__ import guarded, main
 from stages.recipe import load_recipe
 
 
@@ -42,6 +42,27 @@ def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(capsys: pyte
 def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ruin"]) == 2
     assert "no command 'ruin'; there are: run, sft" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+
+    def write() -> None:
+        (tmp_path / "file" / "page.html").write_text("")
+
+    assert guarded(write) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"triptych: '{tmp_path / 'file' / 'page.html'}': Not a directory; check the path")
+    assert error.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    command = [sys.executable, "-m", "stages", "run", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_run_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,9 +187,12 @@ def test_a_row_that_cannot_be_scored_stops_the_call_or_stays_without_a_score(
         {"prompt": ASK, "response": "fox " * 300},
         {"colour": "red"},
         {"messages": [{"role": "system", "content": "be brief"}, *conversation("fox .")]},
+        {"prompt": ASK, "response": "fox \ud800"},
+        {"prompt": ASK, "response": "fox .", "note": "owl \ud800"},
     ]
     told = scored(chain, rows, tmp_path, "--on-bad-row", "null")
-    assert [row["score"] is None for row in told] == [False, True, True, True, True, True]
+    assert [row["score"] is None for row in told] == [False, True, True, True, True, True, True, False]
+    assert "half a surrogate pair" in told[6]["score_error"] and told[7]["note"] == "owl \ud800"
     assert told[1]["score_error"] == "'response' is empty" and told[3]["score_error"] == "too long"
     assert told[5]["score_error"] == "the chat template refuses it (the quickstart template has no system messages)"
     capsys.readouterr()

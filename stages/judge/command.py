@@ -81,6 +81,9 @@ def command(words: Sequence[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(words)
+    if options.batch_size < 1 or options.n_prompts < 1:
+        small = "--batch-size" if options.batch_size < 1 else "--n-prompts"
+        raise ConfigError(f"{small} is below 1; it must be at least 1")
     if bool(options.policy) != bool(options.judge) or bool(options.policy) != bool(options.prompts):
         raise ConfigError("fresh pairs need all three: --policy MODEL --prompts SOURCE --judge MODULE:FUNCTION")
 

@@ -148,7 +148,15 @@ def score_rows(
             unscored[added.reason] += 1
             added = {"score": None, "score_error": added.reason}
         kept = {} if isinstance(row, DataError) else row
-        yield json.dumps({**kept, **added}, ensure_ascii=False, default=str).encode() + b"\n"
+        yield json_line({**kept, **added})
+
+
+def json_line(row: Row) -> bytes:
+    """A row as a line of UTF-8; what is no character, half a surrogate pair, stays as escaped as it came."""
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row, default=str).encode() + b"\n"
 
 
 def _question_or_error(number: int, row: Row | DataError, options: argparse.Namespace) -> Question | Drop | DataError:

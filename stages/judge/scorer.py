@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from checkpoint_store import CheckpointStore, Manifest, StoreError
 from data_schema import Message
 from policy.encoding import encode_answers
-from policy.language_model import check_special_tokens, choose_device, load_tokenizer
+from policy.language_model import check_special_tokens, choose_device, load_tokenizer, positions
 from reward.ensemble import Member, ensemble_scores, read_members
 from reward.invariance import check_scores_are_independent
 from reward.scalar_model import load_scalar_model
@@ -58,7 +58,7 @@ def open_scorer(named: str, root: Path, device: str = "auto") -> Scorer:
         model,
         read_members(directory, model),
         tokenizer,
-        getattr(model.config, "max_position_embeddings", None) or 2**31,
+        positions(model.config),
     )
 
 
