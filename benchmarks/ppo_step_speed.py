@@ -41,6 +41,7 @@ SHARED = (
     "threads",
     "tiny_vocab",
 )
+OURS = ("lora", "our_micro")
 
 
 def make_roles(options: argparse.Namespace) -> Any:
@@ -112,15 +113,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from stages.ppo_learner import make_learner
     from stages.ppo_prompts import shuffles
     from stages.ppo_settings import PpoConfig
-    from stages.settings import OptimizerConfig, SamplingConfig
+    from stages.settings import LoraConfig, OptimizerConfig, SamplingConfig
 
     torch.set_num_threads(options.threads)
     roles = make_roles(options)
     optimizer = OptimizerConfig(learning_rate=3e-6, schedule="constant", eps=1e-5)
     config = PpoConfig(
         prompts=[Source("prompts.jsonl")], rollout_batch=options.batch, minibatches=1, inner_epochs=options.ppo_epochs,
-        micro_batch=options.micro, kl_coef=0.05, optimizer=optimizer,
+        micro_batch=options.our_micro, kl_coef=0.05, optimizer=optimizer,
         value_optimizer=optimizer, sampling=SamplingConfig(options.response_len, 1.0, 64),
+        lora=LoraConfig(options.lora, 2.0 * options.lora) if options.lora else None,
     )  # fmt: skip
     learner = make_learner(roles, config)
     part = Part(
@@ -202,10 +204,14 @@ def main() -> None:
     parser.add_argument("--peer-script", type=Path, default=Path(__file__).with_name("ppo_peer.py"), help="another one")
     add_options(parser)
     parser.add_argument("--lora", type=int, default=0, help="rank of our adapters; the peer trains in full")
+    parser.add_argument(
+        "--our-micro", type=int, help="on our side (default: --micro, with --lora half of it; the gradient is the same)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help="run our side alone and print its figures")
     parser.add_argument("--profile", action="store_true", help="with --ours: also where the time goes")
     options = parser.parse_args()
+    options.our_micro = options.our_micro or (max(1, options.micro // 2) if options.lora else options.micro)
     if options.ours:
         print(json.dumps(run(options)))
         return
@@ -214,7 +220,7 @@ def main() -> None:
     common = forward(options, SHARED)
     found = alternate(
         {
-            "ours": [sys.executable, __file__, "--ours", *common, "--lora", str(options.lora)],
+            "ours": [sys.executable, __file__, "--ours", *common, *forward(options, OURS)],
             "trl": [str(options.peer_python), str(options.peer_script), *common],
         },
         options.repeats,
@@ -227,7 +233,7 @@ def main() -> None:
         "peak_memory_ratio": median_ratio(
             [run["peak_memory"] for run in ours], [run["mem"]["peak_rss_mb"] * 2**20 for run in trl]
         ),
-        "setting": {name: getattr(options, name) for name in (*SHARED, "lora", "repeats")},
+        "setting": {name: getattr(options, name) for name in (*SHARED, *OURS, "repeats")},
     }
     for i, (a, b) in enumerate(zip(ours, trl, strict=True)):
         told = [
