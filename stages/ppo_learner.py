@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 
 from policy.errors import ModelError
-from policy.heap import keep_freed_memory
 from policy.pretraining import GradientBalance
 from stages.memory.out_of_memory import RowsThatFit, rows_that_fit
+from stages.memory.process import hold_freed_memory
 from stages.optimizer import make_optimizer
 from stages.ppo_record import Optimizers
 from stages.ppo_rewards import model_for_values
@@ -41,8 +41,7 @@ def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: tor
 
 def make_learner(roles: Roles, config: PpoConfig) -> Learner:
     """Precision, optimisers and schedules of the recipe for these models."""
-    if config.lora is None:  # with adapters memory is worth more than time
-        keep_freed_memory(roles.policy.device)
+    hold_freed_memory(config, roles.policy.device)
     roles.compute_in(config.precision)
     optimizers = {
         "policy": make_optimizer(roles.policy.parameters(), config.optimizer, config.iterations - config.value_warmup),

@@ -102,6 +102,14 @@ def test_whole_models_are_four_and_adam_keeps_two_numbers_for_each_that_is_train
     assert averaged.held - plan().held == policy
 
 
+def test_frozen_models_on_disk_count_while_they_are_read_one_after_the_other(plan: Any) -> None:
+    on_disk, kept = plan(), plan(offload_frozen=False)
+    reference, reward = (role.weights for role in kept.roles if role.name in ("reference", "reward"))
+    assert kept.held - on_disk.held == reference + reward
+    assert working(on_disk, "reading") - working(kept, "reading") == max(reference, reward)
+    assert working(on_disk, "update of the policy") == working(kept, "update of the policy")
+
+
 def test_adapters_cost_their_factors_and_one_backbone_is_counted_once(plan: Any, tiny: LanguageModel) -> None:
     # Two layers; q 32 -> 32, v 32 -> 16 (two of four heads); a head of 32 numbers beside the one it is a copy of.
     factors = 2 * 4 * ((32 + 32) + (32 + 16)) * 4

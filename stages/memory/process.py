@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from policy.heap import WORTH_IT
+from policy.heap import WORTH_IT, keep_freed_memory
 from policy.language_model import choose_device
 from stages.memory.passes import Models, policy_pass, value_pass
 from stages.memory.prediction import MemoryPlan
@@ -37,6 +37,12 @@ def process_bytes(config: PpoConfig) -> int:
         forward(model, 16, 32, 32).sum().backward()
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.is_file() else peak_bytes()
+
+
+def hold_freed_memory(config: PpoConfig, device: torch.device) -> None:
+    """Keep what is freed where PPO trains whole models; with adapters memory is worth more than time."""
+    if config.lora is None:
+        keep_freed_memory(device)
 
 
 def heap_holes(config: PpoConfig, plan: MemoryPlan) -> int:

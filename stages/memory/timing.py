@@ -17,6 +17,7 @@ from policy.language_model import choose_device, load_config
 from stages.errors import ConfigError
 from stages.memory.out_of_memory import ran_out_of_memory
 from stages.memory.passes import Models, read, sample, update
+from stages.memory.process import hold_freed_memory
 from stages.optimizer import make_optimizer
 from stages.ppo_settings import PpoConfig
 from stages.settings import OptimizerConfig
@@ -68,6 +69,7 @@ def predict_seconds(
     Raises ConfigError where that is not there.
     """
     device = choose_device(config.device)
+    hold_freed_memory(config, device)
     clock = Clock(device)
     try:
         models = Models(load_config(model), config, device, frozen_layers)
