@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ppo_trainer.forward = clock.without_gradients(ppo_trainer.forward)
     ppo_trainer.get_reward = clock.without_gradients(ppo_trainer.get_reward)
 
-    class Timed(PPOTrainer):  # type: ignore[misc]
+    class Timed(PPOTrainer):
         def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
             clock.step_ends()
 
