@@ -84,7 +84,6 @@ def make_roles(model: str, config: Any) -> Any:
         roles = Roles(None, policy, policy, value, value, *adapters)
     else:
         value = AutoModelForSequenceClassification.from_config(scalar).eval()
-        store_normalisation(value, RewardNormalisation())
         roles = whole_models(None, policy, value)
     for scored in (roles.value, roles.reward):
         store_normalisation(scored, RewardNormalisation())

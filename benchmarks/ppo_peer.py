@@ -10,14 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import tempfile
 import time
 from typing import Any
 
+from pairs import peak_memory
+
+
+def tiny_shape(vocabulary: int) -> dict[str, Any]:
+    """Of the tiny Llama."""
+    return {
+        "vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 672, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+
 
 def make_models(options: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """-> (tokenizer, [policy, reference, value, reward]); `tiny` is the Llama of ppo_step_speed.py."""
+    """-> (tokenizer, [policy, reference, value, reward]); `tiny` is a random Llama of `tiny_shape`."""
     from tokenizers import Tokenizer, models
     from transformers import (
         AutoModelForCausalLM,
@@ -43,11 +52,7 @@ def make_models(options: argparse.Namespace) -> tuple[Any, list[Any]]:
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
         pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", padding_side="left",
     )  # fmt: skip
-    shape: dict[str, Any] = {
-        "vocab_size": options.tiny_vocab, "hidden_size": 256, "intermediate_size": 672, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    made = [kind.from_config(LlamaConfig(**shape, num_labels=1)) for kind in classes]
+    made = [kind.from_config(LlamaConfig(**tiny_shape(options.tiny_vocab), num_labels=1)) for kind in classes]
     made[1].load_state_dict(made[0].state_dict())
     return tokenizer, made
 
@@ -95,11 +100,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     clock.step_ends()
     trainer.train()
     wall, split = clock.after_first()
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"eps_per_s": (steps - 1) * options.batch / wall, "split_s": split, "mem": {"peak_rss_mb": peak / 2**20}}
+    memory = {"peak_rss_mb": peak_memory() / 2**20}
+    return {"eps_per_s": (steps - 1) * options.batch / wall, "split_s": split, "mem": memory}
 
 
 class Clock:

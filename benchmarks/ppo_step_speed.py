@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pairs import alternate, forward, median_ratio, model_name, peak_memory, write_result  # noqa: E402
-from ppo_peer import add_options  # noqa: E402
+from ppo_peer import add_options, tiny_shape  # noqa: E402
 
 # The work, which both sides are told in the same words.
 SHARED = (
@@ -61,11 +61,7 @@ def make_roles(options: argparse.Namespace) -> Any:
         from kwise_speed import make_tokenizer
 
         tokenizer = make_tokenizer()
-        shape: dict[str, Any] = {
-            "hidden_size": 256, "intermediate_size": 672, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "tie_word_embeddings": True, "vocab_size": options.tiny_vocab, "pad_token_id": 0, "eos_token_id": 2,
-            "bos_token_id": 1,
-        }  # fmt: skip
+        shape = tiny_shape(options.tiny_vocab)
         policy = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
         value = AutoModelForSequenceClassification.from_config(LlamaConfig(**shape, num_labels=1))
     else:
@@ -211,6 +207,7 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="run our side alone and print its figures")
     parser.add_argument("--profile", action="store_true", help="with --ours: also where the time goes")
     options = parser.parse_args()
+    options.micro = min(options.micro, options.batch)
     options.our_micro = options.our_micro or (max(1, options.micro // 2) if options.lora else options.micro)
     if options.ours:
         print(json.dumps(run(options)))

@@ -27,15 +27,12 @@ def split(records: Records[R], fractions: Mapping[str, float], seed: int) -> dic
         indices[_part(clusters.root(row_keys[0]), fractions, seed)].append(i)
     for name, chosen in indices.items():
         if not chosen:
-            n_clusters = len({clusters.root(row_keys[0]) for row_keys in keys})
-            what, cure = (
-                f"{len(records)} {KIND_NAMES[records.kind]}",
-                "use more data, a larger fraction or another seed",
-            )
-            if n_clusters < len(fractions):  # no fraction and no seed parts them
+            cure = "use more data, a larger fraction or another seed"
+            if len({clusters.root(row_keys[0]) for row_keys in keys}) < len(fractions):  # nothing of that parts them
                 cure = "they share a group (as the rows of one task do) or a prompt; add others, or split nothing off"
             raise DataError(
-                f"split '{name}' ({fractions[name]:g} of {what}) gets no row; {cure}",
+                f"split '{name}' ({fractions[name]:g} of {len(records)} {KIND_NAMES[records.kind]}) gets no row;"
+                f" {cure}",
                 field=name,
             )
     return {name: records.select(chosen) for name, chosen in indices.items()}

@@ -7,11 +7,9 @@ scores up. To add a kind of reward, write one more small class here.
 from __future__ import annotations
 
 import hashlib
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_schema.records import Message, Prompt
 from policy.encoding import encode_answers, encode_prompts
-from policy.errors import ModelError
+from policy.errors import ModelError, raised
 from policy.rollout import Rollout, as_rollout
 
 SHOWN = 60  # characters of an answer in an error
@@ -141,10 +139,8 @@ class FunctionReward:
         try:
             given = self.function(list(prompts), list(texts), int.from_bytes(digest[:4]))
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
             raise ModelError(
-                f"the reward function '{self.path}' raised {type(error).__name__}: {' '.join(str(error).split())} "
-                f"({Path(place.filename).name}:{place.lineno}); mend it, or let it score every answer."
+                f"the reward function '{self.path}' raised {raised(error)}; mend it, or let it score every answer."
             ) from error
         try:
             scores = torch.as_tensor(given, dtype=torch.float32)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
+from policy.errors import raised
 from stages.errors import ConfigError
 
 SHOWN = 60  # characters of an answer in an error
@@ -26,10 +25,9 @@ def load_judge(path: str, key: str) -> Judge:
         try:
             grades: dict[str, float] = function(meta, response, finished)
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
             raise ConfigError(
-                f"{key}: '{path}' raised {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}) "
-                f"on the answer {response[:SHOWN]!r}; name prompts whose columns it knows, or let it judge every answer"
+                f"{key}: '{path}' raised {raised(error)} on the answer {response[:SHOWN]!r}; name prompts whose "
+                "columns it knows, or let it judge every answer"
             ) from error
         return grades
 
