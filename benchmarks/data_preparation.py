@@ -61,7 +61,7 @@ def make_tokenizer(directory: Path) -> Any:
 def ours(file: Path, tokenizer: Any) -> tuple[int, int]:
     """-> (rows, tokens) collated."""
     from data_schema import Demonstration, Source, load_all
-    from stages.sft import PackingCollator, encode_records
+    from stages.sft.stage import PackingCollator, encode_records
 
     records = load_all([Source(str(file))], Demonstration)
     rows, _ = encode_records(records, tokenizer, MAX_LENGTH)
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     import trl as _  # noqa: F401
 
-    import stages.sft  # noqa: F401
+    import stages.sft.stage  # noqa: F401
     from policy.encoding import set_template
 
     torch.set_num_threads(options.threads)

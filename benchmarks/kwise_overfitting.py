@@ -30,7 +30,7 @@ LEARNING_RATE, PROMPTS, MEASURED_EACH = 1e-3, 16, 4  # prompts a step; measureme
 def expanded(rankings: list[Any]) -> list[Any]:
     """Every pair with a preference as a ranking of its own."""
     from reward.ranking_loss import ranked_pairs
-    from stages.ranking_trainer import Ranking
+    from stages.reward_model.trainer import Ranking
 
     return [
         Ranking(ranking.prompt, [ranking.responses[winner], ranking.responses[loser]], (1, 2))
@@ -47,9 +47,9 @@ def train(
 
     from policy.language_model import disable_dropout
     from reward.scalar_model import from_language_model
-    from stages.judge.measures import judge_pairs
     from stages.optimizer import make_optimizer
-    from stages.ranking_trainer import RankingCollator, RankingModule, RankingTrainer, shares_prompts
+    from stages.reward_model.measures import judge_pairs
+    from stages.reward_model.trainer import RankingCollator, RankingModule, RankingTrainer, shares_prompts
     from stages.settings import OptimizerConfig
 
     model: Any = from_language_model(sft, torch.device("cpu"), seed=0)
@@ -104,8 +104,8 @@ def main() -> None:
     from policy.encoding import encode_answers
     from policy.language_model import load_tokenizer
     from reward.ranking_loss import ranked_pairs
-    from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
-    from stages.ranking_trainer import Ranking
+    from stages.comparisons.stage import HELD_OUT_FILE, TRAIN_FILE
+    from stages.reward_model.trainer import Ranking
 
     store = CheckpointStore(options.root / "store")
     sft, comparisons = (store.path(store.resolve(f"{options.recipe}/{name}")) for name in ("sft", "comparisons"))

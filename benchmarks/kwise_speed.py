@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.side == "ours":
         from reward.normalisation import RewardNormalisation
         from reward.scalar_model import store_normalisation
-        from stages.ranking_trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, shares_prompts
+        from stages.reward_model.trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, shares_prompts
 
         store_normalisation(model, RewardNormalisation())
         rows = [Ranking(prompt, answers, tuple(ranks)) for prompt, answers, ranks in data]

@@ -48,7 +48,7 @@ def cases() -> dict[str, tuple[bool, dict[str, Any], int]]:
 def configured(name: str, model: str) -> tuple[Any, str, int]:
     """-> (PPO's config, the directory of its models, tokens of a prompt)."""
     from data_schema import Source
-    from stages.ppo_settings import PpoConfig
+    from stages.ppo.settings import PpoConfig
 
     smollm2, settings, prompt = cases()[name]
     return PpoConfig(prompts=[Source("prompts.jsonl")], **settings), model if smollm2 else str(TINY), prompt
@@ -59,11 +59,11 @@ def make_roles(model: str, config: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from policy.language_model import add_lora
-    from policy.shared_weights import share_weights
+    from policy.memory.shared_weights import share_weights
     from reward.adapter import scalar_model_over
     from reward.normalisation import RewardNormalisation
     from reward.scalar_model import store_normalisation
-    from stages.ppo_roles import Roles
+    from stages.ppo.roles import Roles
 
     shape = AutoConfig.from_pretrained(model)
     scalar = copy.deepcopy(shape)
@@ -94,13 +94,13 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
     """Run one configuration in this process: its peak after four iterations, then prediction and iterations in turn."""
     import torch
 
-    from policy.checkpointing import checkpointed
-    from policy.rollout import collect_rollout
+    from policy.memory.checkpointing import checkpointed
+    from policy.sampling.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import RolloutScores
-    from stages.ppo import evaluate_rollout, update
-    from stages.ppo_learner import make_learner
-    from stages.ppo_prompts import shuffles
+    from stages.ppo.learner import make_learner
+    from stages.ppo.prompts import shuffles
+    from stages.ppo.stage import evaluate_rollout, update
 
     config, chosen, prompt = configured(name, model)
     roles = make_roles(chosen, config)
@@ -145,7 +145,7 @@ def medians(rows: Iterable[Sequence[float]]) -> list[float]:
 
 def predicted_seconds(config: Any, model: str, prompt: int) -> list[float]:
     """Of PHASES, in order."""
-    from stages.memory.timing import predict_seconds
+    from workbench.plan.timing import predict_seconds
 
     found = predict_seconds(config, model, prompt)
     return [sum(value for phase, value in found.items() if phase.startswith(name)) for name in PHASES]
@@ -153,8 +153,8 @@ def predicted_seconds(config: Any, model: str, prompt: int) -> list[float]:
 
 def predicted_bytes(name: str, model: str) -> dict[str, int]:
     """What the plan says of one configuration's memory."""
-    from stages.memory.prediction import predict
-    from stages.memory.process import heap_holes, process_bytes
+    from workbench.plan.prediction import predict
+    from workbench.plan.process import heap_holes, process_bytes
 
     config, chosen, prompt = configured(name, model)
     process, plan = process_bytes(config), predict(config, chosen, prompt)

@@ -50,11 +50,11 @@ def make_roles(options: argparse.Namespace) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
     from policy.language_model import add_lora
-    from policy.shared_weights import share_weights
+    from policy.memory.shared_weights import share_weights
     from reward.adapter import scalar_model_over
     from reward.normalisation import RewardNormalisation
     from reward.scalar_model import store_normalisation
-    from stages.ppo_roles import Roles
+    from stages.ppo.roles import Roles
 
     torch.manual_seed(1)
     if options.model == "tiny":
@@ -83,7 +83,7 @@ def make_roles(options: argparse.Namespace) -> Any:
 
 def whole_models(tokenizer: Any, policy: Any, value: Any) -> Any:
     """Four roles, reference and reward model from checkpoints, where they stay while they are not read."""
-    from stages.ppo_roles import Roles, frozen_on_disk
+    from stages.ppo.roles import Roles, frozen_on_disk
 
     places = [Path(tempfile.mkdtemp()) for _ in range(2)]
     for model, place in zip((policy, value), places, strict=True):
@@ -102,13 +102,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from data_schema import Message, Prompt, Source
-    from policy.rollout import collect_rollout
+    from policy.sampling.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import ModelReward, Part, Scored, score_rollout
-    from stages.ppo import evaluate_rollout, update
-    from stages.ppo_learner import make_learner
-    from stages.ppo_prompts import shuffles
-    from stages.ppo_settings import PpoConfig
+    from stages.ppo.learner import make_learner
+    from stages.ppo.prompts import shuffles
+    from stages.ppo.settings import PpoConfig
+    from stages.ppo.stage import evaluate_rollout, update
     from stages.settings import LoraConfig, OptimizerConfig, SamplingConfig
 
     torch.set_num_threads(options.threads)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from stages.ppo_settings import PpoConfig
+    from stages.ppo.settings import PpoConfig
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
@@ -106,9 +106,10 @@ class Run(NamedTuple):
 def run_variant(name: str, root: Path, seed: int) -> Run:
     """The recipe with a variant's PPO; what is published is skipped, but for a PPO run that left no snapshots."""
     from checkpoint_store import CheckpointStore
-    from stages.pipeline import Selection, run_pipeline
-    from stages.ppo_record import SNAPSHOTS
-    from stages.recipe import load_recipe, read_yaml
+    from pipeline.plan import Selection
+    from pipeline.recipe import load_recipe, read_yaml
+    from pipeline.runner import run_pipeline
+    from stages.ppo.record import SNAPSHOTS
 
     rows = read_yaml(RECIPE)
     rows |= {"name": "ptx_" + "".join(c if c.isalnum() else "_" for c in name), "seed": seed}
@@ -131,8 +132,8 @@ def run_variant(name: str, root: Path, seed: int) -> Run:
 def held_out_texts(seed: int) -> list[str]:
     """Lines of the world that PPO's own text does not hold; a short one is easily drawn twice."""
     from data_schema import Document, load_all
-    from data_schema.quickstart_data import documents
-    from stages.recipe import load_recipe
+    from data_schema.quickstart.data import documents
+    from pipeline.recipe import load_recipe
 
     ppo = load_recipe(RECIPE).ppo
     assert ppo is not None
@@ -145,8 +146,8 @@ def losses_over_time(run: Run, texts: Sequence[str], seed: int) -> dict[int, flo
     """By iteration, of the weights in training; what a moving average would publish is not among them."""
     import torch
 
-    from stages.ppo_learner import begin
-    from stages.ppo_record import read_snapshot, snapshot_path
+    from stages.ppo.learner import begin
+    from stages.ppo.record import read_snapshot, snapshot_path
 
     cpu = torch.device("cpu")
     learner = begin(run.ppo, {role: run.checkpoints[role] for role in ("sft", "reward_model")}, seed, cpu)
@@ -180,8 +181,8 @@ def main() -> None:
 
     import torch
 
+    from pipeline.recipe import load_recipe
     from policy.language_model import load_language_model
-    from stages.recipe import load_recipe
 
     texts = held_out_texts(options.seed)
     runs = {name: run_variant(name, options.root, options.seed) for name in VARIANTS}

@@ -32,7 +32,7 @@ SHOWN = ("gold_mean", "correctness_mean", "style_mean")
 @contextmanager
 def plain_reading() -> Iterator[None]:
     """A row for every text, and logits of all its response tokens at once."""
-    from policy.logprobs import TokenLogprobs, entropy, token_logprobs
+    from policy.maths.logprobs import TokenLogprobs, entropy, token_logprobs
 
     def whole(hidden: Any, head: Any, labels: Any, temperature: float, entropy_gradient: bool = False) -> Any:
         logits = hidden @ head.T
@@ -40,15 +40,15 @@ def plain_reading() -> Iterator[None]:
 
     with (
         patch("policy.packing.reads_packed", lambda model: False),
-        patch("policy.rollout.token_logprobs_from_hidden", whole),
+        patch("policy.sampling.rollout.token_logprobs_from_hidden", whole),
     ):
         yield
 
 
 def learn(root: Path, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
     """The quickstart with these overrides: what evaluation found, and PPO's curves."""
-    from stages.pipeline import run_pipeline
-    from stages.recipe import load_recipe
+    from pipeline.recipe import load_recipe
+    from pipeline.runner import run_pipeline
 
     summary = run_pipeline(load_recipe(RECIPE, [*overrides, "--seed", str(seed)]), root)
     stage, models = summary["stages"]["ppo"], summary["evaluation"]
@@ -90,7 +90,7 @@ def main() -> None:
     short: dict[str, Any] = {"seeds": options.seeds, "ppo_above_sft": above, "overrides": overrides}
     plain = []
     for seed in options.plain_seeds:
-        engine = ["--ppo.sampling.engine", "policy.rollout_engine:transformers_rollout"]
+        engine = ["--ppo.sampling.engine", "policy.sampling.engines:transformers_rollout"]
         with plain_reading():
             plain.append(learn(options.root / f"seed_{seed}", seed, [*overrides, *engine]))
     if plain:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from trl import SFTConfig
 
     from policy.packing import reads_packed
-    from stages.sft import DemonstrationTrainer, PackingCollator
+    from stages.sft.stage import DemonstrationTrainer, PackingCollator
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

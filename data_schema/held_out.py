@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from data_schema.errors import DataError
@@ -14,6 +15,7 @@ from data_schema.locations import FileLocation, HubLocation, locate
 from data_schema.records import R, Record
 
 log = logging.getLogger("triptych.data")
+NAME_FIELDS = ("task", "task_name")  # fields of meta that may name a row's task
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,22 @@ class HeldOutTasks:
 def labels(record: Record, name: str) -> list[str]:
     """The values of a field of the record's meta, or its `group`, as `meta_values` gives them."""
     return meta_values({"group": record.group} if name == "group" else record.meta, name)
+
+
+def task_of(record: Record, by: str | None) -> str:
+    """A row's task: meta's field `by`; without it meta's `task` or `task_name`, or else the file's name and the
+    promptsource template. Raises DataError where meta has no `by`."""
+    for name in (by,) if by else NAME_FIELDS:
+        if named := labels(record, name):
+            return named[0]
+    if by:
+        raise DataError(
+            f"{record.source}: row '{record.id}' has no '{by}' in meta; it has {', '.join(record.meta) or 'nothing'}",
+            field=by,
+        )
+    stem, separator, _ = record.id.partition(":")  # a record's id is the file's name and the row
+    file = stem if separator else Path(record.source).stem
+    return "/".join([file, *labels(record, "template")])
 
 
 def meta_values(meta: Mapping[str, Any], name: str) -> list[str]:

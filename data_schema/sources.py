@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 from data_schema.errors import DataError
 from data_schema.file_types import first_tsv_cells
 from data_schema.files import file_ending, rows_or_errors
-from data_schema.format_parts import Drop, NumberedRows, Origin, Reader, Row
-from data_schema.formats import FORMATS, check_format_name, reader_for, recognise_cells, recognise_most
+from data_schema.formats.parts import Drop, NumberedRows, Origin, Reader, Row
+from data_schema.formats.promptsource import find_templates, prompted
+from data_schema.formats.table import FORMATS, check_format_name, reader_for, recognise_cells, recognise_most
 from data_schema.held_out import HeldOutTasks, keep_out
 from data_schema.locations import (
     FileLocation,
@@ -27,7 +28,6 @@ from data_schema.locations import (
     python_files,
     python_function,
 )
-from data_schema.promptsource import find_templates, prompted
 from data_schema.records import KIND_NAMES, R
 from data_schema.table import Records, concatenate
 

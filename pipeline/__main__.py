@@ -46,14 +46,14 @@ STAGE_COMMANDS = {
 }
 # Commands that live in a module of their own, as `command(words)`.
 TOOLS: dict[str, str] = {
-    "sweep": "stages.sweep.command",
-    "data": "stages.doctor.command",
-    "judge": "stages.judge.command",
-    "score": "stages.judge.score",
-    "labeler-folds": "stages.judge.labeler_folds",
-    "evaluate-tasks": "stages.tasks.command",
-    "plan": "stages.memory.command",
-    "replay": "stages.replay.command",
+    "sweep": "workbench.sweep.command",
+    "data": "workbench.inspect.command",
+    "judge": "workbench.judge.command",
+    "score": "workbench.judge.score",
+    "labeler-folds": "workbench.judge.labeler_folds",
+    "evaluate-tasks": "workbench.tasks.command",
+    "plan": "workbench.plan.command",
+    "replay": "workbench.replay.command",
 }
 DEFAULT_ROOT = Path("out")
 
@@ -132,8 +132,8 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
     parser.add_argument("-h", "--help", action="store_true", help="this help, with every setting of a recipe")
     options, overrides = parser.parse_known_args(words)
 
+    from pipeline.recipe import as_yaml, load_recipe, settings_help
     from stages.errors import ConfigError
-    from stages.recipe import as_yaml, load_recipe, settings_help
 
     if options.help:
         print(parser.format_help())
@@ -153,7 +153,8 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
         print(as_yaml(recipe), end="")
         return
 
-    from stages.pipeline import Selection, run_pipeline
+    from pipeline.plan import Selection
+    from pipeline.runner import run_pipeline
 
     stage = STAGE_COMMANDS.get(command)
     names = {name.replace("_", "-"): name for name in STAGE_COMMANDS.values()}

@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from pipeline.plan import StagePlan
 from stages.errors import ConfigError
-from stages.plan import StagePlan
 
 
 def refuse_encoder_decoders(plans: Sequence[StagePlan], to_run: Collection[str]) -> None:

@@ -7,137 +7,23 @@ nothing left to do answer at once. A config that cannot be right cannot be built
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from data_schema.held_out import HeldOutTasks
 from data_schema.mixtures import check_weights
-from data_schema.sources import Source
+from stages.comparisons.settings import ComparisonsConfig
 from stages.errors import ConfigError
-from stages.ppo_settings import PpoConfig
-from stages.reward_settings import LabelConfig, RewardPart, check_rewards, reads_pipelines
+from stages.evaluate.settings import EvaluateConfig
+from stages.ppo.reward_settings import reads_pipelines
+from stages.ppo.settings import PpoConfig
+from stages.reward_model.settings import RewardModelConfig
+from stages.select.settings import SelectConfig, check_selection
 from stages.settings import (
-    COUNT,
-    INFINITY,
     NOT_NEGATIVE,
-    POSITIVE,
-    Device,
-    JudgePath,
-    LoraConfig,
-    OptimizerConfig,
-    SamplingConfig,
+    TrackingConfig,
     check_bounds,
     source_lists,
 )
-from stages.sft_settings import SelectConfig, SftConfig, check_selection
-
-
-@dataclass(frozen=True)
-class ComparisonsConfig:
-    """Step 2a, collecting comparisons: K answers of the SFT model to each prompt, ranked by a labeler given as code.
-
-    With people's comparisons at hand a recipe leaves this out and gives `reward_model.data`.
-    """
-
-    section = "comparisons"
-    prompts: list[Source]
-    labeler: JudgePath
-    """"module:function"; its "gold" ranks the answers."""
-    answers_per_prompt: int = 4
-    label_noise: float = 0.0
-    """Chance that the preference between two neighbours in rank is turned round, as people's are."""
-    tie_margin: float = 0.0
-    """Gold scores closer than this are a tie."""
-    held_out_prompts: int = 0
-    """The last so many prompts become the held-out comparisons; their labels have no noise."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        check_bounds(self, answers_per_prompt=(2, 9), label_noise=(0, 0.5), tie_margin=NOT_NEGATIVE)
-        check_bounds(self, held_out_prompts=NOT_NEGATIVE)
-
-
-@dataclass(frozen=True)
-class RewardModelConfig:
-    """Stage 2, the reward model: a scalar head on the SFT model, trained on all pairs of each ranking (InstructGPT
-    3.5 eq. 1, C.2)."""
-
-    section = "reward_model"
-    data: list[Source] = field(default_factory=list)
-    """Comparisons; empty: those the `comparisons` step collected."""
-    demonstrations: list[Source] = field(default_factory=list)
-    """On these the mean reward is made 0; empty: the SFT stage's data."""
-    normalise_on: Literal["demonstrations", "policy_samples"] = "demonstrations"
-    """demonstrations: bias only (InstructGPT); policy_samples: mean 0 and deviation 1 on the SFT model's own answers
-    (lm-human-preferences), taken from the comparisons."""
-    normalise_rows: int = 1000
-    """At most so many demonstrations or answers are scored for it."""
-    sft: str | None = None
-    """Start from this checkpoint or model directory; null: this pipeline's SFT model."""
-    held_out: float = 0.1
-    """Share of the prompts kept back to measure pair accuracy on, where the comparisons bring no held-out part."""
-    epochs: float = 1.0
-    batch_prompts: int = 64
-    """Prompts per optimiser step; every answer and pair of a prompt stays in one step."""
-    micro_batch_tokens: int = 0
-    """Tokens per forward pass, rounded up to whole prompts; 0: a whole batch. Changes memory, not the gradient."""
-    gradient_checkpointing: bool = False
-    """Compute each layer's states anew in the backward pass instead of keeping them. Changes memory, not the
-    gradient."""
-    max_length: int = 1024
-    """Tokens of prompt and answer together; a comparison with a longer one, or one longer than the model has positions
-    for, is dropped and counted."""
-    labels: LabelConfig = field(default_factory=LabelConfig)
-    ensemble: int = 1
-    """Members, all adapters over one backbone (docs/rewards.md); more than one need `lora`."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=9e-6))
-    lora: LoraConfig | None = None
-    frozen_layers: int | None = None
-    """Keep so many layers as they are and fit a linear readout of the mean of their states, for a few hundred
-    comparisons (docs/reward_model.md): no epochs, no optimizer. null: train the whole model."""
-    device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        check_bounds(self, normalise_rows=(2, INFINITY), held_out=(0, 0.9), epochs=POSITIVE, batch_prompts=COUNT)
-        check_bounds(self, micro_batch_tokens=NOT_NEGATIVE, max_length=(8, INFINITY), ensemble=COUNT)
-        if self.ensemble > 1 and self.lora is None:
-            raise ConfigError("reward_model.ensemble is above 1, and its members are adapters; set reward_model.lora")
-        check_bounds(self, frozen_layers=COUNT)
-        if self.frozen_layers is not None and self.lora is not None:
-            raise ConfigError("reward_model has frozen_layers and lora; frozen layers take no adapters, so set one")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """SFT against PPO on prompts that no stage has seen: scores, length, KL, and the win rate with its interval."""
-
-    section = "evaluate"
-    prompts: list[Source]
-    n_prompts: int = 500
-    """Answer the first so many."""
-    judge: JudgePath | None = None
-    """Decides who wins; null: the reward model does, which is the very thing PPO pushed up, and the report says so."""
-    rewards: list[RewardPart] = field(default_factory=list)
-    """What scores the answers; empty: as ppo.rewards."""
-    max_prompt_length: int = 512
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        check_bounds(self, n_prompts=(2, INFINITY), max_prompt_length=COUNT)
-        check_rewards("evaluate", self.rewards)
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where curves are looked at. The record itself is always metrics.jsonl in a stage's run directory."""
-
-    section = "tracking"
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with an account, else offline."""
-    project: str = "triptych"
-    group: str | None = None
-    """W&B's group of the stages' runs; null: the recipe's name."""
+from stages.sft.settings import SftConfig
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from checkpoint_store import CheckpointStore
 from data_schema import Comparison, DataError, Demonstration, Document, Prompt, Records, Source, load
 from data_schema.locations import HubLocation, locate
-from stages.architecture import reads_with_encoder
-from stages.doctor.findings import Finding
+from pipeline.architecture import reads_with_encoder
+from pipeline.plan import StagePlan
+from stages.data_checks.findings import Finding
 from stages.errors import ConfigError
-from stages.plan import StagePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ READS: dict[str, dict[str, type]] = {
 
 def check_stages(plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, seed: int) -> None:
     """Raises ConfigError, DataError or ModelError in one line for the first error that any stage to run would meet."""
-    from stages.doctor.tokenizer_checks import tokenizer_findings
+    from stages.data_checks.tokenizer_checks import tokenizer_findings
 
     tokenizers: dict[str, PreTrainedTokenizerBase | None] = {}
     samples: dict[tuple[str, type], list[Any]] = {}
@@ -95,7 +95,7 @@ def _refuse(where: str, findings: Sequence[Finding]) -> None:
 
 def row_findings(rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None) -> list[Finding]:
     """What encoding these rows finds; nothing for documents, which have no template."""
-    from stages.doctor.lengths import token_lengths
+    from stages.data_checks.lengths import token_lengths
 
     if tokenizer is None or not rows or isinstance(rows[0], Document):
         return []

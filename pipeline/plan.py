@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from checkpoint_store import CheckpointStore, StoreError, stage_key
 from data_schema import Source, fingerprint, template
 from data_schema.held_out import HeldOutTasks, overlap
-from stages.configs import Recipe
+from pipeline.configs import Recipe
 from stages.errors import ConfigError
 from stages.judging import load_function, load_judge
-from stages.reward_settings import reads_pipelines, reward_role
-from stages.settings import source_lists
-from stages.sft_settings import SelectConfig
+from stages.ppo.reward_settings import reads_pipelines, reward_role
+from stages.select.settings import SelectConfig
+from stages.settings import plain, source_lists
 
 # stage -> the stages whose checkpoints it reads, in the order of the chain
 PARENTS = {
@@ -54,6 +54,25 @@ class StagePlan:
     reason: str  # why it would run, or "published"
 
 
+class Selection(NamedTuple):
+    """Which stages a call is about."""
+
+    first: str | None = None  # begin here; what comes before must be published
+    only: str | None = None  # this one alone; what it needs must be published
+    force: bool = False  # redo the selected stages even if they are published
+
+    def covers(self, stage: str, stages: Sequence[str]) -> bool:
+        for named in filter(None, (self.first, self.only)):
+            if named not in stages:
+                raise ConfigError(f"this pipeline has no stage '{named}'; it has: {', '.join(stages)}")
+        if self.only:
+            return stage == self.only
+        return self.first is None or stages.index(stage) >= stages.index(self.first)
+
+
+EVERYTHING = Selection()
+
+
 def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
     """Plans of all stages of the recipe, in order. Raises DataError or ConfigError for data or models that are not
     there."""
@@ -84,17 +103,6 @@ def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
         reason = "published" if exists else _why(f"{recipe.name}/{stage}", material, parents, data, recipe.seed, store)
         plans[stage] = StagePlan(stage, config, key, parents, outside, data, exists, reason)
     return list(plans.values())
-
-
-def plain(config: Any) -> Any:
-    """A config as JSON-ready values."""
-    if is_dataclass(config) and not isinstance(config, type):
-        return {name: plain(value) for name, value in asdict(config).items()}
-    if isinstance(config, Mapping):
-        return {name: plain(value) for name, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [plain(value) for value in config]
-    return config
 
 
 def _keep_out(config: Any, held_out: HeldOutTasks) -> Any:

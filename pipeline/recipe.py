@@ -18,9 +18,9 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from data_schema import DataError
-from stages.configs import Recipe
+from pipeline.configs import Recipe
 from stages.errors import ConfigError
-from stages.ppo_presets import preset_settings
+from stages.ppo.presets import preset_settings
 
 SOURCE_LISTS = ("data", "prompts", "demonstrations", "pretraining_data")  # keys that hold a list of data sources
 
@@ -90,7 +90,7 @@ def recipe_parser(exit_on_error: bool = False) -> ArgumentParser:
 
 def as_yaml(recipe: Recipe) -> str:
     """The recipe with every default filled in."""
-    from stages.plan import plain
+    from stages.settings import plain
 
     return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
 

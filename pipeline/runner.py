@@ -15,37 +15,19 @@ import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from checkpoint_store import CheckpointStore, Manifest, code_state
-from stages.architecture import refuse_encoder_decoders
-from stages.configs import Recipe
+from pipeline.architecture import refuse_encoder_decoders
+from pipeline.configs import Recipe
+from pipeline.plan import EVERYTHING, VERSIONS, Selection, StagePlan, plan_pipeline
+from pipeline.summary import print_plan, print_summary
 from stages.errors import ConfigError
 from stages.job import Job, StageResult
-from stages.plan import VERSIONS, StagePlan, plain, plan_pipeline
-from stages.report import print_plan, print_summary
+from stages.settings import plain
 from stages.tracking import Tracker
 
 logger = logging.getLogger("triptych")
-
-
-class Selection(NamedTuple):
-    """Which stages a call is about."""
-
-    first: str | None = None  # begin here; what comes before must be published
-    only: str | None = None  # this one alone; what it needs must be published
-    force: bool = False  # redo the selected stages even if they are published
-
-    def covers(self, stage: str, stages: Sequence[str]) -> bool:
-        for named in filter(None, (self.first, self.only)):
-            if named not in stages:
-                raise ConfigError(f"this pipeline has no stage '{named}'; it has: {', '.join(stages)}")
-        if self.only:
-            return stage == self.only
-        return self.first is None or stages.index(stage) >= stages.index(self.first)
-
-
-EVERYTHING = Selection()
 
 
 def run_pipeline(
@@ -80,7 +62,7 @@ def run_stages(
     """Run the stages that are to run, name those that are published; returns the summary's rows by stage."""
     done: dict[str, dict[str, Any]] = {}
     if to_run:
-        from stages.doctor.gate import check_stages  # loads transformers
+        from pipeline.gate import check_stages  # loads transformers
 
         check_stages(plans, to_run, store, recipe.seed)
     for number, plan in enumerate(plans, start=1):
@@ -130,7 +112,7 @@ def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Pat
         config={**plain(plan.config), "seed": recipe.seed, "key": plan.key},
         wandb_mode=recipe.tracking.wandb,
     ) as tracker:
-        module = importlib.import_module(f"stages.{plan.stage}")  # torch comes in here, not before
+        module = importlib.import_module(f"stages.{plan.stage}.stage")  # torch comes in here, not before
         result: StageResult = module.run(plan.config, Job(directory, parents, tracker, recipe.seed))
         metrics = {**result.metrics, "seconds": round(time.monotonic() - started, 2)}
         if store.exists(plan.key):  # --force: the old one stays until the new one is done

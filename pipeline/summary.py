@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from stages.configs import Recipe
-from stages.plan import StagePlan
-
-if TYPE_CHECKING:
-    from stages.pipeline import Selection
+from pipeline.configs import Recipe
+from pipeline.plan import Selection, StagePlan
 
 EVALUATION_ROWS = {
     "gold_mean": "gold score",

@@ -14,9 +14,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from policy.encoding import pad
-from policy.logprobs import token_logprobs_from_hidden
-from policy.masks import position_ids
-from policy.rollout import output_head, unflatten
+from policy.maths.logprobs import token_logprobs_from_hidden
+from policy.maths.masks import position_ids
+from policy.sampling.rollout import output_head, unflatten
 from policy.seq2seq import answer_token_logprobs, collate_pairs
 
 

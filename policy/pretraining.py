@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schema import Document
 from policy.errors import ModelError
-from policy.logprobs import token_logprobs_from_hidden
-from policy.losses import next_token_loss
+from policy.maths.logprobs import token_logprobs_from_hidden
+from policy.maths.losses import next_token_loss
 from policy.precision import reads_model
-from policy.rollout import output_head
+from policy.sampling.rollout import output_head
 
 
 def pack_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], length: int) -> Tensor:

@@ -18,7 +18,7 @@ from data_schema.records import Message
 from policy.encoding import BOS, pad, render, set_template
 from policy.errors import ModelError
 from policy.language_model import LanguageModel, fit_special_tokens, load_tokenizer, load_weights
-from policy.logprobs import token_logprobs
+from policy.maths.logprobs import token_logprobs
 
 NO_LABEL = -100  # filler of labels; these models' own shifting knows it
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from policy.errors import ModelError
-from policy.shared_weights import share_weights
+from policy.memory.shared_weights import share_weights
 from reward.scalar_model import scalar_head
 
 FOLDER, BASE = "adapter", "base.json"

@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from policy.errors import ModelError
-from policy.rollout import Rollout
+from policy.sampling.rollout import Rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import response_scores, scalar_head
 from reward.scoring import score_responses

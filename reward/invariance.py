@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from policy.errors import ModelError
-from policy.rollout import Rollout, as_rollout
+from policy.sampling.rollout import Rollout, as_rollout
 from reward.scalar_model import response_scores, stored_normalisation
 
 TOLERANCE = 1e-4  # of a float32 score, relative to the largest one where that is above 1

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from policy.errors import ModelError
 from policy.language_model import check_decoder_only, clear_load_errors
-from policy.rollout import Rollout, states_between, unflatten
+from policy.sampling.rollout import Rollout, states_between, unflatten
 from reward.normalisation import RewardNormalisation
 
 

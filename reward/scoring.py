@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.rollout import as_rollout
+from policy.sampling.rollout import as_rollout
 from reward.scalar_model import response_scores
 
 

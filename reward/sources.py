@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from data_schema.records import Message, Prompt
 from policy.encoding import encode_answers, encode_prompts
 from policy.errors import ModelError, raised
-from policy.rollout import Rollout, as_rollout
+from policy.sampling.rollout import Rollout, as_rollout
 
 SHOWN = 60  # characters of an answer in an error
 

@@ -58,7 +58,7 @@ def answer(
     """
     from policy import ModelError
     from policy.encoding import decode_responses, encode_prompts, pad
-    from policy.generate import sample_responses
+    from policy.sampling.generate import sample_responses
 
     model, tokenizer = language_model
     room = getattr(model.config, "max_position_embeddings", sys.maxsize) - max_new_tokens
@@ -87,10 +87,10 @@ def chat(options: argparse.Namespace) -> None:
     import torch
 
     from data_schema.records import Message
+    from pipeline.runner import quiet_libraries
     from policy import ModelError
     from policy.encoding import set_template
     from policy.language_model import choose_device, load_language_model
-    from stages.pipeline import quiet_libraries
 
     directory = find_checkpoint(options.checkpoint, options.root)
     quiet_libraries()
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    from stages.__main__ import guarded
+    from pipeline.__main__ import guarded
 
     return guarded(lambda: chat(options))
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a bare checkout runs too
-from data_schema.quickstart_data import FALSE_VERDICT, LINE_FORMS, TRUE_VERDICT, pretraining_line, vocabulary
-from data_schema.quickstart_world import draw_task, right_answer, word_task, wrong_answer
+from data_schema.quickstart.data import FALSE_VERDICT, LINE_FORMS, TRUE_VERDICT, pretraining_line, vocabulary
+from data_schema.quickstart.world import draw_task, right_answer, word_task, wrong_answer
 
 ROW_TOKENS, BATCH_ROWS = 48, 48
 PEAK_LR, CONSTANT_SHARE, FINAL_FRACTION = 2e-3, 0.55, 0.02

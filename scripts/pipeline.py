@@ -5,6 +5,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/: its evaluate.py would hide a library's
-    from stages.__main__ import main
+    from pipeline.__main__ import main
 
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="what to call the runs in the legend")
     options = parser.parse_args(arguments)
 
-    from stages.__main__ import guarded
+    from pipeline.__main__ import guarded
 
     return guarded(lambda: plot(options))
 

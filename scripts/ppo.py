@@ -5,6 +5,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/: its evaluate.py would hide a library's
-    from stages.__main__ import stage_script
+    from pipeline.__main__ import stage_script
 
     stage_script("ppo")

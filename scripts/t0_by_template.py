@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a bare checkout runs too
 
-from data_schema.formats import GPT3_END
+from data_schema.formats.table import GPT3_END
 
 
 def split_by_template(

@@ -1,1 +1,1 @@
-"""One file is one step of the paper: supervised tuning, comparisons, reward model, PPO, evaluation; and the runner."""
+"""The steps of the paper, a folder each, and what several of them share."""

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_schema import Prompt
 from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import LanguageModel
-from policy.rollout import Rollout, collect_rollout
-from policy.rollout_engine import RolloutEngine
+from policy.sampling.engines import RolloutEngine
+from policy.sampling.rollout import Rollout, collect_rollout
 from reward.sources import Part, RolloutScores, score_rollout
 from stages.job import prompt_hash, read_seen_prompts
 from stages.judging import load_function

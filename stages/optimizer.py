@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from policy.schedules import cosine_to_fraction, linear_to_zero, warmup_from_fraction
+from policy.maths.schedules import cosine_to_fraction, linear_to_zero, warmup_from_fraction
 from stages.settings import OptimizerConfig
 
 

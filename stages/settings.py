@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
 from data_schema.sources import Source
@@ -84,7 +85,30 @@ class SamplingConfig:
     batch_size: int = 64
     """Responses drawn at once."""
     engine: str | None = None
-    """What draws them, "module:function" called as policy/rollout_engine.py:RolloutEngine says; null: our own loop."""
+    """What draws them, "module:function" as in policy/sampling/engines.py:RolloutEngine; null: our own loop."""
 
     def __post_init__(self) -> None:
         check_bounds(self, max_new_tokens=COUNT, temperature=POSITIVE, batch_size=COUNT)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where curves are looked at. The record itself is always metrics.jsonl in a stage's run directory."""
+
+    section = "tracking"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an account, else offline."""
+    project: str = "triptych"
+    group: str | None = None
+    """W&B's group of the stages' runs; null: the recipe's name."""
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON-ready values."""
+    if is_dataclass(config) and not isinstance(config, type):
+        return {name: plain(value) for name, value in asdict(config).items()}
+    if isinstance(config, Mapping):
+        return {name: plain(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return config

@@ -13,8 +13,8 @@ import yaml
 from tiny_models import quickstart_tokenizer, tiny_llama
 
 ROOT = Path(__file__).parent.parent
-WORLD = "python:data_schema.quickstart_data"
-JUDGE = "data_schema.quickstart_world:judge"
+WORLD = "python:data_schema.quickstart.data"
+JUDGE = "data_schema.quickstart.world:judge"
 STAGES = ("sft", "comparisons", "reward_model", "ppo", "evaluate")
 
 
@@ -120,8 +120,8 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chain(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    from stages.pipeline import run_pipeline
-    from stages.recipe import load_recipe
+    from pipeline.recipe import load_recipe
+    from pipeline.runner import run_pipeline
 
     folder = tmp_path_factory.mktemp("chain")
     recipe = small_recipe(small_base)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from policy.advantages import estimate_advantages, masked_mean, masked_var, whiten
 from policy.errors import ModelError
-from policy.masks import mask_from_lengths
+from policy.maths.advantages import estimate_advantages, masked_mean, masked_var, whiten
+from policy.maths.masks import mask_from_lengths
 
 BATCH, WIDTH = 3, 5
 floats = arrays(np.float64, (BATCH, WIDTH), elements=st.floats(-10, 10, width=16)).map(torch.from_numpy)

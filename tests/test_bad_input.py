@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from small_recipe import Chain, store_contents, write_recipe
 
-from stages.__main__ import main
+from pipeline.__main__ import main
 
 
 @pytest.fixture(autouse=True)
@@ -126,12 +126,12 @@ def test_a_wrong_setting_is_one_line_with_the_cure(
         ("ppo", ["--ppo.rollout_batch=1000"], ["ppo", "fewer than one batch of 1000", "ppo.rollout_batch"]),
         ("ppo", ["--ppo.max_prompt_length=2"], ["ppo", "longer than 2 tokens"]),
         ("ppo", ["--ppo.pretraining_length=100000"], ["100000", "more text"]),
-        ("ppo", ["--ppo.monitor=data_schema.quickstart_world:judg"], ["ppo.monitor", "judg"]),
+        ("ppo", ["--ppo.monitor=data_schema.quickstart.world:judg"], ["ppo.monitor", "judg"]),
         ("ppo", ["--ppo.reward_model=small/sft"], ["not a reward model"]),
         ("ppo", ["--ppo.sft=recipes"], ["recipes", "config.json"]),
         ("comparisons", ["--comparisons.labeler=no.such:judge"], ["comparisons.labeler", "no.such:judge"]),
         ("comparisons", ["--comparisons.held_out_prompts=56"], ["comparisons.held_out_prompts is 56", "56 prompts"]),
-        ("evaluate", ["--evaluate.judge=data_schema.quickstart_world"], ["evaluate.judge", "'module:function'"]),
+        ("evaluate", ["--evaluate.judge=data_schema.quickstart.world"], ["evaluate.judge", "'module:function'"]),
         ("evaluate", ["--evaluate.max_prompt_length=2"], ["evaluate.prompts", "longer than 2 tokens"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0] if value[0].startswith("--") else "",

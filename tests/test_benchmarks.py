@@ -14,7 +14,7 @@ import torch
 from tiny_models import quickstart_tokenizer, tiny_llama
 
 from policy.language_model import LanguageModel
-from policy.rollout import as_rollout, response_logprobs
+from policy.sampling.rollout import as_rollout, response_logprobs
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from data_schema import Comparison, Demonstration, Message, Record
-from stages.doctor.checks import RowChecks, script_of
-from stages.doctor.one_answer import one_answer_findings
+from stages.data_checks.checks import RowChecks, script_of
+from stages.data_checks.one_answer import one_answer_findings
 
 
 def demonstration(question: str, answer: str, name: str = "d1") -> Demonstration:

@@ -8,10 +8,10 @@ import pytest
 from small_recipe import JUDGE, Chain
 
 from data_schema import Comparison, Message, Prompt, read_records
-from data_schema.quickstart_world import judge
+from data_schema.quickstart.world import judge
 from data_schema.sources import Source
-from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE, rank_answers
-from stages.configs import ComparisonsConfig
+from stages.comparisons.settings import ComparisonsConfig
+from stages.comparisons.stage import HELD_OUT_FILE, TRAIN_FILE, rank_answers
 
 PROMPT = Prompt("p", "test", (Message("user", "say a number"),), group="g", meta={"by": 1})
 

@@ -14,13 +14,13 @@ import yaml
 from small_recipe import ROOT, job, small_recipe, write_recipe
 
 from data_schema import ChainOfThought, FewShot, Mixture, Source
+from pipeline.recipe import load_recipe
 from policy.language_model import load_tokenizer
-from stages import sft
-from stages.configs import SftConfig
-from stages.demonstrations import load_demonstrations
 from stages.errors import ConfigError
 from stages.job import StageResult, prompt_hash, read_seen_prompts
-from stages.recipe import load_recipe
+from stages.sft import stage as sft
+from stages.sft.demonstrations import load_demonstrations
+from stages.sft.settings import SftConfig
 
 WORDS = ("fox", "owl", "hen", "saw", "fig", "red", "lake", "dog")
 

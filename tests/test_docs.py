@@ -13,12 +13,13 @@ import pytest
 import yaml
 from small_recipe import Chain
 
-from stages.configs import Recipe
-from stages.recipe import load_recipe
+from pipeline.configs import Recipe
+from pipeline.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [*DOCS, *(path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists())]
+LOG = ROOT / "benchmarks" / "experiment_log.md"
+PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", LOG]
 assert DOCS, "docs/ holds no page"
 
 REFERENCE = re.compile(r"`([\w./-]+\.py):([A-Za-z_][\w.]*)`")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from policy.ema import update_ema
+from policy.maths.ema import update_ema
 
 
 def test_the_average_is_made_in_place_and_the_weights_stay_as_they_are() -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from small_recipe import Chain, store_contents
 
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 from policy.language_model import LanguageModel
-from policy.rollout import Rollout, collect_rollout
-from policy.rollout_engine import RolloutEngine, rollout_of, transformers_rollout
+from policy.sampling.engines import RolloutEngine, rollout_of, transformers_rollout
+from policy.sampling.rollout import Rollout, collect_rollout
 from stages.errors import ConfigError
-from stages.pipeline import run_pipeline
-from stages.recipe import load_recipe
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 ENGINES: list[RolloutEngine] = [collect_rollout, transformers_rollout]
@@ -65,7 +65,7 @@ def test_an_engine_that_answers_wrongly_is_told(answers: list[list[int]], words:
 
 
 def test_ppo_learns_from_an_engine_the_recipe_names(chain: Chain, copy_of_chain: Path) -> None:
-    engine = ["--ppo.sampling.engine", "policy.rollout_engine:transformers_rollout"]
+    engine = ["--ppo.sampling.engine", "policy.sampling.engines:transformers_rollout"]
     summary = run_pipeline(load_recipe(chain.path, engine), copy_of_chain)
     assert not summary["stages"]["ppo"]["skipped"] and summary["stages"]["reward_model"]["skipped"]
     assert summary["evaluation"]["ppo"]["kl"] not in (0, chain.summary["evaluation"]["ppo"]["kl"])

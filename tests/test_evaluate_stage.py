@@ -9,12 +9,12 @@ import pytest
 from small_recipe import WORLD, Chain, job
 
 from data_schema import Prompt, load_all
-from data_schema.quickstart_world import judge
+from data_schema.quickstart.world import judge
 from data_schema.sources import Source
-from stages import evaluate
+from pipeline.recipe import load_recipe
 from stages.errors import ConfigError
-from stages.evaluate import RESULT_FILE, SAMPLES_FILE, compare
-from stages.recipe import load_recipe
+from stages.evaluate import stage as evaluate
+from stages.evaluate.stage import RESULT_FILE, SAMPLES_FILE, compare
 
 
 def evaluation(chain: Chain, folder: Path, **changes: Any) -> Any:

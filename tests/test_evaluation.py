@@ -19,13 +19,13 @@ from tiny_models import byte_tokenizer, quickstart_tokenizer, tiny_llama, tiny_t
 from transformers import AutoModelForSeq2SeqLM
 
 from data_schema import DataError, Demonstration, Message
+from pipeline.__main__ import main
 from policy.answer_likelihood import Question, answer_logprobs, like_length_batches
-from policy.greedy import greedy_answers
 from policy.language_model import save_checkpoint
-from stages.__main__ import main
-from stages.tasks.data import ChoiceRule, Task, build_tasks, shuffled, with_exemplars
-from stages.tasks.evaluation import name_and_model
-from stages.tasks.metrics import Estimate, exact_match, mean_of_tasks, normalise_answer, rouge_l, share
+from policy.sampling.greedy import greedy_answers
+from workbench.tasks.data import ChoiceRule, Task, build_tasks, shuffled, with_exemplars
+from workbench.tasks.evaluation import name_and_model
+from workbench.tasks.metrics import Estimate, exact_match, mean_of_tasks, normalise_answer, rouge_l, share
 
 SHORT_OF_TOKENS = 40  # so small a bound that most questions are read alone
 Z = 1.959964

@@ -1,4 +1,4 @@
-"""Every recipe in recipes/ loads, and names only functions that are there; test_pipeline.py runs a small one."""
+"""Every recipe in recipes/ loads, and names only functions that are there; test_runner.py runs a small one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from data_schema.locations import PythonLocation, locate, python_function
-from stages.configs import Recipe
+from pipeline.configs import Recipe
+from pipeline.plan import STAGES
+from pipeline.recipe import load_recipe
 from stages.judging import load_judge
-from stages.plan import STAGES, plain
-from stages.recipe import load_recipe
-from stages.settings import source_lists
+from stages.settings import plain, source_lists
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

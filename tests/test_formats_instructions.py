@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from data_schema import DataError, Demonstration, Document, Message, Prompt, Source, load
-from data_schema.formats import FORMATS, recognise
-from data_schema.formats_dialogues import DIALOGUE_FORMATS
-from data_schema.formats_instructions import INSTRUCTION_FORMATS
+from data_schema.formats.dialogues import DIALOGUE_FORMATS
+from data_schema.formats.instructions import INSTRUCTION_FORMATS
+from data_schema.formats.table import FORMATS, recognise
 
 BELOW = "Below is an instruction that describes a task"
 PAIRED = f"{BELOW}, paired with an input that provides further context. Write a response that completes it.\n\n"

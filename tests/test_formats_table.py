@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from data_schema import Comparison, DataError, Demonstration, Document, Message, Prompt
-from data_schema.format_parts import Drop, Origin
-from data_schema.formats import FORMATS, reader_for, recognise
-from data_schema.formats_comparisons import COMPARISON_FORMATS
-from data_schema.formats_dialogues import DIALOGUE_FORMATS
-from data_schema.formats_instructions import INSTRUCTION_FORMATS
+from data_schema.formats.comparisons import COMPARISON_FORMATS
+from data_schema.formats.dialogues import DIALOGUE_FORMATS
+from data_schema.formats.instructions import INSTRUCTION_FORMATS
+from data_schema.formats.parts import Drop, Origin
+from data_schema.formats.table import FORMATS, reader_for, recognise
 
 AT = Origin("file:1", "file.jsonl")
 

@@ -23,6 +23,8 @@ from transformers import (
 )
 
 from data_schema import Comparison, read_records
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 from policy.encoding import encode_answers
 from policy.errors import ModelError
 from policy.language_model import load_tokenizer, save_checkpoint
@@ -31,11 +33,9 @@ from reward.ranking_loss import PairIndex, pair_index
 from reward.scalar_model import load_scalar_model
 from reward.scoring import score_responses
 from reward.shared_prompt import pack_answers, packed_scores
-from stages.comparisons import TRAIN_FILE
+from stages.comparisons.stage import TRAIN_FILE
 from stages.errors import ConfigError
-from stages.frozen_reward import PENALTIES
-from stages.pipeline import run_pipeline
-from stages.recipe import load_recipe
+from stages.reward_model.frozen import PENALTIES
 from stages.settings import LoraConfig
 
 SHAPE = LLAMA | {"num_hidden_layers": 4, "num_key_value_heads": 2}

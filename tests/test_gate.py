@@ -13,13 +13,13 @@ from tiny_models import quickstart_tokenizer
 
 from checkpoint_store import CheckpointStore
 from data_schema import DataError, Demonstration, Document, Source
+from pipeline.configs import Recipe
+from pipeline.gate import READS, ROWS, check_stages, first_rows
+from pipeline.plan import STAGES, plan_pipeline
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 from policy.errors import ModelError
-from stages.configs import Recipe
-from stages.doctor.gate import READS, ROWS, check_stages, first_rows
 from stages.errors import ConfigError
-from stages.pipeline import run_pipeline
-from stages.plan import STAGES, plan_pipeline
-from stages.recipe import load_recipe
 
 GOOD = {"prompt": "sort these words : fox dog", "completion": "dog fox ."}
 NO_SYSTEM = {"messages": [{"role": r, "content": "fox"} for r in ("system", "user", "assistant")]}

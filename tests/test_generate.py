@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from policy.encoding import Padded, pad
-from policy.generate import Responses, sample_responses
 from policy.language_model import LanguageModel
+from policy.sampling.generate import Responses, sample_responses
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [20, 21, 22, 23, 24], [30, 31]]
 NO_TOKEN = -1  # an EOS that is never drawn

@@ -9,7 +9,7 @@ import pytest
 
 CPU_ONLY = """
 import ctypes, sys, torch
-from policy.heap import WORTH_IT, _function, give_back_free_memory
+from policy.memory.heap import WORTH_IT, _function, give_back_free_memory
 if _function("mallinfo2") is None:
     sys.exit(7)
 def resident():
@@ -30,7 +30,7 @@ print(untouched / WORTH_IT, freed / WORTH_IT)
 
 KEPT = """
 import resource, sys, torch
-from policy.heap import _function, keep_freed_memory
+from policy.memory.heap import _function, keep_freed_memory
 if _function("mallopt") is None:
     sys.exit(7)
 def faults():

@@ -10,10 +10,10 @@ from small_recipe import WORLD, small_recipe, write_recipe
 from checkpoint_store import CheckpointStore
 from data_schema import DataError, Demonstration, Document, HeldOutTasks, Prompt, Source, load
 from data_schema.held_out import overlap
+from pipeline.plan import Selection, plan_pipeline
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 from stages.errors import ConfigError
-from stages.pipeline import Selection, run_pipeline
-from stages.plan import plan_pipeline
-from stages.recipe import load_recipe
 
 RTE = HeldOutTasks({"task": ["rte", "cb"]})
 DROP_RTE = HeldOutTasks({"task": ["rte", "cb"]}, on_row="drop")
@@ -109,7 +109,7 @@ def test_every_training_stage_gets_what_is_held_out_and_evaluation_does_not(smal
 def test_a_stage_that_would_read_a_held_out_task_stops(small_base: Path, tmp_path: Path) -> None:
     held_out = {"meta": {"kind": ["sort"]}}
     path = write_recipe(tmp_path / "r.yaml", small_recipe(small_base), held_out_tasks=held_out)
-    with pytest.raises(DataError, match=r"quickstart_data:demonstrations: row 'quickstart-train-\d+' has kind 'sort'"):
+    with pytest.raises(DataError, match=r"quickstart.data:demonstrations: row 'quickstart-train-\d+' has kind 'sort'"):
         run_pipeline(load_recipe(path), tmp_path / "out", Selection(only="sft"))
     assert not list((tmp_path / "out" / "store").glob("checkpoints/*"))
 

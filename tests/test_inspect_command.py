@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tiny_models import QUICKSTART, byte_tokenizer
 
-from stages.__main__ import main
+from pipeline.__main__ import main
 
-WORLD = "python:data_schema.quickstart_data"
+WORLD = "python:data_schema.quickstart.data"
 PAIR = {"prompt": "name a bird", "chosen": "a wren", "rejected": "a tree"}
 ANSWERED = {"instruction": "name a bird", "input": "", "output": "a wren"}
 OWN = {

@@ -11,8 +11,8 @@ from tiny_models import byte_tokenizer
 
 from data_schema import Comparison, Demonstration, Document, Message, Prompt, Record, Records
 from policy.encoding import set_template
-from stages.doctor.inspection import Report, Tokens, examine
-from stages.doctor.view import html_page, print_report, views, visible
+from stages.data_checks.inspection import Report, Tokens, examine
+from workbench.inspect.view import html_page, print_report, views, visible
 
 ASKED = Message("user", "name <b>one</b> wörd")
 DEMONSTRATION = Demonstration(

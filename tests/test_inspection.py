@@ -7,7 +7,7 @@ from typing import Any
 from tiny_models import quickstart_tokenizer
 
 from data_schema import Comparison, Demonstration, Document, Message, Prompt, Records, Source, load
-from stages.doctor.inspection import Report, Tokens, examine
+from stages.data_checks.inspection import Report, Tokens, examine
 
 
 def demonstration(number: int, question: str, answer: str) -> Demonstration:

@@ -12,11 +12,11 @@ from small_recipe import JUDGE, WORLD, Chain
 from transformers import AutoModelForSequenceClassification
 
 from data_schema import Comparison, Message, read_records, write_records
+from pipeline.__main__ import main
 from policy.encoding import encode_answers
 from policy.language_model import load_tokenizer
-from stages.__main__ import main
-from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
-from stages.judge.command import JSON_FILE, PAGE_FILE, add_votes
+from stages.comparisons.stage import HELD_OUT_FILE, TRAIN_FILE
+from workbench.judge.command import JSON_FILE, PAGE_FILE, add_votes
 
 WORDS = ["fox", "dog", "owl", "cat", "hen", "saw", "axe", "fig", "pear", "lime", "bear", "crab"]
 

@@ -9,16 +9,14 @@ from stages.judging import gold_score, load_judge
 
 
 def test_a_judge_is_found_by_module_and_function() -> None:
-    from data_schema.quickstart_world import judge
+    from data_schema.quickstart.world import judge
 
-    assert inspect.unwrap(load_judge("data_schema.quickstart_world:judge", "evaluate.judge")) is judge
+    assert inspect.unwrap(load_judge("data_schema.quickstart.world:judge", "evaluate.judge")) is judge
 
 
 def test_a_judge_that_fails_on_an_answer_is_named_with_its_place_and_the_answer() -> None:
-    judge = load_judge("data_schema.quickstart_world:judge", "--judge")
-    with pytest.raises(
-        ConfigError, match=r"--judge: .* raised KeyError: .*\(quickstart_world.py:\d+\).*'fox \.'"
-    ) as told:
+    judge = load_judge("data_schema.quickstart.world:judge", "--judge")
+    with pytest.raises(ConfigError, match=r"--judge: .* raised KeyError: .*\(world.py:\d+\).*'fox \.'") as told:
         judge({"colour": "red"}, "fox .", True)
     assert "\n" not in str(told.value)
 
@@ -33,10 +31,10 @@ def test_answers_cannot_be_ordered_without_a_gold_score(grades: object) -> None:
 @pytest.mark.parametrize(
     ("path", "part"),
     [
-        ("data_schema.quickstart_world.judge", "must be 'module:function'"),
+        ("data_schema.quickstart.world.judge", "must be 'module:function'"),
         ("no_such_module:judge", "cannot find 'no_such_module:judge'"),
-        ("data_schema.quickstart_world:judges", "cannot find"),
-        ("data_schema.quickstart_world:NOUNS", "is no function"),
+        ("data_schema.quickstart.world:judges", "cannot find"),
+        ("data_schema.quickstart.world:NOUNS", "is no function"),
         (":judge", "ppo.monitor"),
     ],
 )

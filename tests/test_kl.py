@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from policy.kl import KlKind, adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
-from policy.masks import mask_from_lengths
+from policy.maths.kl import KlKind, adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
+from policy.maths.masks import mask_from_lengths
 
 LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5], [-0.3, -0.7, -4.0]])
 REF = torch.tensor([[-1.5, -1.0, -0.5], [-0.1, -0.9, -9.0]])

@@ -8,9 +8,9 @@ import yaml
 from small_recipe import Chain
 
 from data_schema import Comparison, Message, write_records
-from stages.__main__ import main
+from pipeline.__main__ import main
 from stages.errors import ConfigError
-from stages.judge.labeler_folds import labeler_groups
+from workbench.judge.labeler_folds import labeler_groups
 
 WORDS = ["fox", "dog", "owl", "cat", "hen", "saw", "axe", "fig"]
 

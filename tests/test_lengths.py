@@ -7,7 +7,7 @@ from tiny_models import byte_tokenizer
 
 from data_schema import Comparison, Demonstration, Document, Message, Prompt, Record, Records
 from policy.encoding import set_template
-from stages.doctor.lengths import Lengths, add_words, histogram, length_findings, quantiles, token_lengths
+from stages.data_checks.lengths import Lengths, add_words, histogram, length_findings, quantiles, token_lengths
 
 QUESTION = Message("user", "why is it so")
 DEMONSTRATION = Demonstration("d", "s", (QUESTION, Message("assistant", "because, yes")))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from policy.logprobs import differentiable_entropy, entropy, token_logprobs, token_logprobs_from_hidden
+from policy.maths.logprobs import differentiable_entropy, entropy, token_logprobs, token_logprobs_from_hidden
 
 N, WIDTH, VOCAB, TEMPERATURE = 23, 5, 17, 0.7
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.losses import clipped_policy_loss, clipped_value_loss, explained_variance, next_token_loss
-from policy.masks import mask_from_lengths
+from policy.maths.losses import clipped_policy_loss, clipped_value_loss, explained_variance, next_token_loss
+from policy.maths.masks import mask_from_lengths
 
 MASK = mask_from_lengths(torch.tensor([4, 1, 2]), 4)
 N_TOKENS = 7

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from small_recipe import ROOT, STAGES, Chain, small_recipe, store_contents, write_recipe
 
-from stages.__main__ import guarded, main
-from stages.recipe import load_recipe
+from pipeline.__main__ import guarded, main
+from pipeline.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def signal_handler_put_back() -> Iterator[None]:
 
 
 def test_help_answers_within_a_second_and_loads_nothing_heavy() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "stages", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "--help"]
     seconds = []
     for _ in range(3):
         started = time.monotonic()
@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, capsy
 
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
-    command = [sys.executable, "-m", "stages", "run", "--help"]
+    command = [sys.executable, "-m", "pipeline", "run", "--help"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.errors import ModelError
-from policy.masks import check_mask, last_token_index, mask_from_lengths, position_ids, truncate_after_token
+from policy.maths.masks import check_mask, last_token_index, mask_from_lengths, position_ids, truncate_after_token
 
 EOS, PAD = 3, 9
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.judge.measures import clustered_rate, gain_over, judge_scores, quarters, scored_pairs, table
+from stages.reward_model.measures import clustered_rate, gain_over, judge_scores, quarters, scored_pairs, table
 from stages.statistics import win_rate
 
 

@@ -9,10 +9,10 @@ import torch
 from small_recipe import Chain
 from tiny_models import quickstart_tokenizer, tiny_llama
 
-from policy.offload import weights_on_disk
-from policy.rollout import as_rollout, response_logprobs
+from policy.memory.offload import weights_on_disk
+from policy.sampling.rollout import as_rollout, response_logprobs
 from reward.scalar_model import response_scores
-from stages.ppo_roles import Roles, load_roles
+from stages.ppo.roles import Roles, load_roles
 
 CPU = torch.device("cpu")
 ANSWERS = as_rollout([[5, 6, 7], [8], [9, 10]], [[20, 21, 1], [22, 1], [23, 24, 25]], 0, CPU)

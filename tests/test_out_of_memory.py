@@ -15,14 +15,15 @@ from small_recipe import Chain, job
 from test_ppo import CountingSgd, experienced, learning, roll_out, weights
 from torch import Tensor, nn
 
+from pipeline.recipe import load_recipe
 from policy.errors import ModelError
-from stages import ppo, ppo_learner
-from stages.memory.out_of_memory import RowsAtOnce, rows_that_fit
-from stages.ppo import evaluate_rollout, update
-from stages.ppo_prompts import shuffles
-from stages.ppo_roles import Roles, load_roles
-from stages.ppo_settings import PpoConfig
-from stages.recipe import load_recipe
+from stages.ppo import learner as ppo_learner
+from stages.ppo import stage as ppo
+from stages.ppo.out_of_memory import RowsAtOnce, rows_that_fit
+from stages.ppo.prompts import shuffles
+from stages.ppo.roles import Roles, load_roles
+from stages.ppo.settings import PpoConfig
+from stages.ppo.stage import evaluate_rollout, update
 from stages.settings import OptimizerConfig
 
 CPU = torch.device("cpu")

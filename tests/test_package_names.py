@@ -1,4 +1,4 @@
-"""The wheel puts five names straight into site-packages; pip does not notice when another wheel overwrites one."""
+"""The wheel puts seven names straight into site-packages; pip does not notice when another wheel overwrites one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("data_schema", "checkpoint_store", "policy", "reward", "stages")
+PACKAGES = ("data_schema", "checkpoint_store", "policy", "reward", "stages", "pipeline", "workbench")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

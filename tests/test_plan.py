@@ -10,9 +10,9 @@ from small_recipe import ROOT, STAGES, WORLD, Chain, make_small_base, small_reci
 
 from checkpoint_store import CheckpointStore
 from data_schema import DataError
+from pipeline.plan import StagePlan, plan_pipeline
+from pipeline.recipe import load_recipe
 from stages.errors import ConfigError
-from stages.plan import StagePlan, plan_pipeline
-from stages.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_data_that_are_not_there_are_found_before_anything_runs(path: Path) -> N
 
 def test_planning_loads_no_torch(path: Path) -> None:
     code = (
-        "import sys; from stages.__main__ import main; "
+        "import sys; from pipeline.__main__ import main; "
         f"code = main(['run', {str(path)!r}, '--dry-run', '--root', {str(path.parent)!r}]); "
         "print(code, *sorted({'torch', 'transformers', 'datasets', 'wandb'} & sys.modules.keys()))"
     )

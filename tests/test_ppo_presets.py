@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from checkpoint_store import CheckpointStore
+from pipeline.plan import plan_pipeline
+from pipeline.recipe import as_yaml, load_recipe
 from stages.errors import ConfigError
 from stages.optimizer import make_optimizer
-from stages.plan import plan_pipeline
-from stages.ppo_settings import PpoConfig
-from stages.recipe import as_yaml, load_recipe
+from stages.ppo.settings import PpoConfig
 from stages.settings import OptimizerConfig
 
 

@@ -13,18 +13,18 @@ import torch
 from small_recipe import Chain, job
 from torch import Tensor
 
+from pipeline.recipe import load_recipe
 from policy.errors import ModelError
-from policy.generate import sample_responses
 from policy.language_model import load_language_model
-from policy.masks import mask_from_lengths
+from policy.maths.masks import mask_from_lengths
 from policy.pretraining import GradientBalance
-from policy.rollout import Rollout
-from stages import ppo
-from stages.ppo import Experience
-from stages.ppo_record import Record, narrow, read_record, read_snapshot, write_record, write_snapshot
-from stages.ppo_settings import PpoConfig
-from stages.ppo_stop import check_experience, check_step
-from stages.recipe import load_recipe
+from policy.sampling.generate import sample_responses
+from policy.sampling.rollout import Rollout
+from stages.ppo import stage as ppo
+from stages.ppo.experience import Experience
+from stages.ppo.record import Record, narrow, read_record, read_snapshot, write_record, write_snapshot
+from stages.ppo.settings import PpoConfig
+from stages.ppo.stop import check_experience, check_step
 
 CPU = torch.device("cpu")
 ROWS, PAD = 5, 7

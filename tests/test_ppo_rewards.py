@@ -15,20 +15,22 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from checkpoint_store import CheckpointStore
 from data_schema import Message, Prompt
+from pipeline.plan import plan_pipeline
+from pipeline.recipe import load_recipe
 from policy.encoding import decode_responses, encode_prompts, set_template
 from policy.errors import ModelError
 from policy.language_model import load_tokenizer, save_checkpoint
-from policy.rollout import Rollout, as_rollout
+from policy.sampling.rollout import Rollout, as_rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import from_language_model, load_scalar_model, response_scores, store_normalisation
 from reward.sources import LengthPenalty, Part, RepetitionPenalty, Scored, score_rollout
-from stages import evaluate, ppo, ppo_learner
 from stages.errors import ConfigError
-from stages.plan import plan_pipeline
-from stages.ppo_rewards import Reader, load_rewards
-from stages.ppo_settings import PpoConfig
-from stages.recipe import load_recipe
-from stages.reward_settings import RewardPart
+from stages.evaluate import stage as evaluate
+from stages.ppo import learner as ppo_learner
+from stages.ppo import stage as ppo
+from stages.ppo.reward_settings import RewardPart
+from stages.ppo.rewards import Reader, load_rewards
+from stages.ppo.settings import PpoConfig
 
 CPU = torch.device("cpu")
 FUNCTIONS = """
@@ -155,7 +157,7 @@ def test_a_sum_weighs_every_part_and_keeps_each_under_its_name(
 
 def test_penalties_are_charged_whether_or_not_an_answer_ended(models: dict[str, Path], rollout: Rollout) -> None:
     """Else an answer that never ends could cost less than a long one that does."""
-    from stages.ppo_roles import load_roles
+    from stages.ppo.roles import load_roles
 
     roles = load_roles(models["sft"], models["reward_model"], CPU, None)
     config = PpoConfig([], score_without_eos=-3.0, kl_coef=0.0)

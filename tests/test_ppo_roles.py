@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy.errors import ModelError
-from policy.rollout import Rollout, as_rollout, response_logprobs
+from policy.sampling.rollout import Rollout, as_rollout, response_logprobs
 from reward.scalar_model import load_scalar_model, response_scores, response_values
-from stages.ppo_roles import Roles, load_roles
+from stages.ppo.roles import Roles, load_roles
 from stages.settings import LoraConfig
 
 CPU = torch.device("cpu")

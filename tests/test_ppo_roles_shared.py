@@ -17,17 +17,18 @@ from test_ppo_roles import random_answers, train
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from policy.checkpointing import checkpointed
-from policy.rollout import Rollout, response_logprobs
-from policy.shared_weights import share_weights
+from pipeline.recipe import load_recipe
+from policy.memory.checkpointing import checkpointed
+from policy.memory.shared_weights import share_weights
+from policy.sampling.rollout import Rollout, response_logprobs
 from reward.adapter import weights_hash
 from reward.scalar_model import load_scalar_model, response_scores, response_values
-from stages import ppo, reward_model
 from stages.errors import ConfigError
-from stages.ppo_roles import Roles, load_roles
-from stages.ppo_settings import PpoConfig
-from stages.recipe import load_recipe
-from stages.reward_settings import RewardPart
+from stages.ppo import stage as ppo
+from stages.ppo.reward_settings import RewardPart
+from stages.ppo.roles import Roles, load_roles
+from stages.ppo.settings import PpoConfig
+from stages.reward_model import stage as reward_model
 from stages.settings import LoraConfig
 
 CPU = torch.device("cpu")

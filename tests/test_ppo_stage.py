@@ -14,20 +14,21 @@ from small_recipe import Chain, job
 from torch import Tensor
 
 from data_schema import Prompt, load_all
+from pipeline.recipe import load_recipe
 from policy.encoding import decode_responses, encode_prompts
 from policy.errors import ModelError
-from policy.rollout import Rollout, collect_rollout
+from policy.sampling.rollout import Rollout, collect_rollout
 from reward.scoring import score_responses
 from reward.sources import score_rollout
-from stages import ppo
-from stages.memory.out_of_memory import rows_that_fit
-from stages.ppo import Experience, describe, evaluate_rollout, prompt_batches, update
-from stages.ppo_learner import Learner
-from stages.ppo_prompts import shuffles
-from stages.ppo_rewards import load_ppo_rewards
-from stages.ppo_roles import Roles, load_roles
-from stages.ppo_settings import PpoConfig
-from stages.recipe import load_recipe
+from stages.ppo import stage as ppo
+from stages.ppo.experience import Experience
+from stages.ppo.learner import Learner
+from stages.ppo.out_of_memory import rows_that_fit
+from stages.ppo.prompts import shuffles
+from stages.ppo.rewards import load_ppo_rewards
+from stages.ppo.roles import Roles, load_roles
+from stages.ppo.settings import PpoConfig
+from stages.ppo.stage import describe, evaluate_rollout, prompt_batches, update
 from stages.settings import OptimizerConfig
 
 CPU = torch.device("cpu")

@@ -25,14 +25,14 @@ from test_ppo import (
 from torch import Tensor
 
 from data_schema import Document, load_all
-from policy.kl import KlKind
 from policy.language_model import load_language_model
-from policy.losses import mean_entropy
+from policy.maths.kl import KlKind
+from policy.maths.losses import mean_entropy
 from policy.pretraining import GradientBalance, pack_documents, pretraining_loss
 from reward.sources import RolloutScores
-from stages import ppo_learner
-from stages.ppo import describe, evaluate_rollout, update
-from stages.ppo_prompts import shuffles
+from stages.ppo import learner as ppo_learner
+from stages.ppo.prompts import shuffles
+from stages.ppo.stage import describe, evaluate_rollout, update
 from stages.settings import OptimizerConfig
 
 CHARGED = {

@@ -16,16 +16,16 @@ from small_recipe import Chain, write_recipe
 from test_ppo import config_of, experienced, roles_of, roll_out, run
 from test_replay import handlers_and_threads_put_back, replayed  # noqa: F401
 
+from pipeline.__main__ import main
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 from policy.errors import ModelError
 from policy.packing import reads_packed
 from policy.precision import choose_precision, faster_precision
-from policy.rollout import response_logprobs
-from stages.__main__ import main
-from stages.pipeline import run_pipeline
-from stages.ppo import improve
-from stages.ppo_learner import make_learner
-from stages.ppo_prompts import shuffles
-from stages.recipe import load_recipe
+from policy.sampling.rollout import response_logprobs
+from stages.ppo.learner import make_learner
+from stages.ppo.prompts import shuffles
+from stages.ppo.stage import improve
 
 CPU = torch.device("cpu")
 

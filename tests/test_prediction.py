@@ -22,12 +22,12 @@ from transformers import LlamaConfig
 from data_schema import Source
 from policy.language_model import LanguageModel, load_config
 from stages.errors import ConfigError
-from stages.memory.command import command
-from stages.memory.live import LiveMemory
-from stages.memory.passes import Models, size, update
-from stages.memory.prediction import MemoryPlan, predict
-from stages.ppo_settings import PpoConfig
+from stages.ppo.settings import PpoConfig
 from stages.settings import LoraConfig, SamplingConfig
+from workbench.plan.command import command
+from workbench.plan.live import LiveMemory
+from workbench.plan.passes import Models, size, update
+from workbench.plan.prediction import MemoryPlan, predict
 
 LORA = LoraConfig(rank=4, targets="q_proj,v_proj")
 CONFIG = PpoConfig(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.__main__ import main
+from pipeline.__main__ import main
 
 ROOT = Path(__file__).parent.parent
-DATA = "python:data_schema.quickstart_data"
+DATA = "python:data_schema.quickstart.data"
 # The same stages and settings on a fraction of the data.
 SMALLER = [
     "--sft.data",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_schema.quickstart_data import demonstrations, documents, pretraining_line, prompts, vocabulary
-from data_schema.quickstart_words import COURTESIES, KINDS, N_TRAINING_WORDINGS, RAMBLES, RUDENESS, WORDINGS
-from data_schema.quickstart_world import judge
+from data_schema.quickstart.data import demonstrations, documents, pretraining_line, prompts, vocabulary
+from data_schema.quickstart.words import COURTESIES, KINDS, N_TRAINING_WORDINGS, RAMBLES, RUDENESS, WORDINGS
+from data_schema.quickstart.world import judge
 
 BASE = Path(__file__).parent.parent / "assets" / "quickstart_base"
 N = 4000

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_schema.quickstart_words import (
+from data_schema.quickstart.words import (
     CATEGORIES,
     COURTESIES,
     KINDS,
@@ -17,7 +17,7 @@ from data_schema.quickstart_words import (
     RUDENESS,
     WORDINGS,
 )
-from data_schema.quickstart_world import (
+from data_schema.quickstart.world import (
     Task,
     correctness,
     draw_task,

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from small_recipe import small_recipe, write_recipe
 
-from stages.configs import Recipe
+from pipeline.configs import Recipe
+from pipeline.recipe import as_yaml, load_recipe
 from stages.errors import ConfigError
-from stages.recipe import as_yaml, load_recipe
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from small_recipe import Chain, write_recipe
 
-from stages.__main__ import main
-from stages.pipeline import run_pipeline
-from stages.recipe import load_recipe
+from pipeline.__main__ import main
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 
 
 @pytest.fixture(autouse=True)

@@ -19,24 +19,26 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from data_schema import Comparison, Message, write_records
 from data_schema.sources import Source
+from pipeline.recipe import load_recipe
 from policy.encoding import encode_answers
 from policy.errors import ModelError
 from policy.language_model import add_lora, load_tokenizer, save_checkpoint
-from policy.rollout import Rollout, as_rollout
+from policy.sampling.rollout import Rollout, as_rollout
 from reward.ensemble import acting_as, combine, member_scores, read_members, relative_to
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import from_language_model, load_scalar_model, response_scores
 from reward.sources import score_rollout
-from stages import ppo, reward_model
 from stages.errors import ConfigError
-from stages.judge.scorer import Scored, open_scorer, score_answers
-from stages.ppo_rewards import load_ppo_rewards
-from stages.ppo_roles import load_roles
-from stages.ranking_trainer import Ranking, RankingCollator, merge_labelers
-from stages.recipe import load_recipe
-from stages.reward_ensemble import trained_member
-from stages.reward_settings import LabelConfig, RewardPart
+from stages.ppo import stage as ppo
+from stages.ppo.reward_settings import RewardPart
+from stages.ppo.rewards import load_ppo_rewards
+from stages.ppo.roles import load_roles
+from stages.reward_model import stage as reward_model
+from stages.reward_model.ensemble import trained_member
+from stages.reward_model.settings import LabelConfig
+from stages.reward_model.trainer import Ranking, RankingCollator, merge_labelers
 from stages.settings import LoraConfig, OptimizerConfig
+from workbench.judge.scorer import Scored, open_scorer, score_answers
 
 CPU = torch.device("cpu")
 

@@ -12,14 +12,15 @@ from transformers import AutoModelForSequenceClassification
 
 from data_schema import Comparison, Demonstration, Message, load_all, read_records, write_records
 from data_schema.sources import Source
+from pipeline.recipe import load_recipe
 from policy.encoding import encode_answers
 from policy.language_model import load_tokenizer
 from reward.scalar_model import load_scalar_model
 from reward.scoring import score_responses
-from stages import ranking_trainer, reward_model
-from stages.comparisons import TRAIN_FILE
-from stages.configs import RewardModelConfig
-from stages.recipe import load_recipe
+from stages.comparisons.stage import TRAIN_FILE
+from stages.reward_model import stage as reward_model
+from stages.reward_model import trainer as ranking_trainer
+from stages.reward_model.settings import RewardModelConfig
 from stages.settings import OptimizerConfig
 
 CPU = torch.device("cpu")
@@ -158,7 +159,7 @@ def test_the_policy_s_own_answers_score_0_with_deviation_1_after_a_reload(chain:
 
 
 def test_pair_accuracy_is_that_of_the_published_model_on_the_held_out_pairs(chain: Chain) -> None:
-    from stages.comparisons import HELD_OUT_FILE
+    from stages.comparisons.stage import HELD_OUT_FILE
 
     directory = chain.checkpoint("reward_model")
     tokenizer, model = load_tokenizer(directory), AutoModelForSequenceClassification.from_pretrained(directory).eval()

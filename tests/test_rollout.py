@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from policy.encoding import pad
 from policy.language_model import LanguageModel, add_lora, load_language_model
-from policy.rollout import Rollout, as_rollout, collect_rollout, output_head, response_logprobs
+from policy.sampling.rollout import Rollout, as_rollout, collect_rollout, output_head, response_logprobs
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]

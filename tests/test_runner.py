@@ -15,9 +15,10 @@ import pytest
 from small_recipe import ROOT, STAGES, Chain, store_contents, write_recipe
 
 from checkpoint_store import CheckpointStore
+from pipeline.plan import Selection
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 from stages.errors import ConfigError
-from stages.pipeline import Selection, run_pipeline
-from stages.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,7 @@ def test_a_stage_alone_needs_its_parents(chain: Chain, tmp_path: Path) -> None:
 def test_a_failing_stage_stops_the_chain_and_the_next_call_goes_on_from_there(
     chain: Chain, copy_of_chain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import stages.reward_model
+    import stages.reward_model.stage
 
     def fail(*_: Any) -> None:
         raise RuntimeError("the disk is full")
@@ -131,7 +132,7 @@ def test_a_failing_stage_stops_the_chain_and_the_next_call_goes_on_from_there(
     store = CheckpointStore(copy_of_chain / "store")
     change = "--comparisons.label_noise=0.2"
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="disk is full"):
-        patch.setattr(stages.reward_model, "judge_pairs", fail)
+        patch.setattr(stages.reward_model.stage, "judge_pairs", fail)
         run(chain, copy_of_chain, change)
     assert len(store.keys()) == len(STAGES) + 1  # the new comparisons stay
     assert not [name for name in store_contents(copy_of_chain) if "attempt" in name]
@@ -139,7 +140,7 @@ def test_a_failing_stage_stops_the_chain_and_the_next_call_goes_on_from_there(
 
 
 def test_one_stage_runs_alone_from_the_command_line_given_the_earlier_ones(chain: Chain, copy_of_chain: Path) -> None:
-    from stages.__main__ import main
+    from pipeline.__main__ import main
 
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -173,7 +174,7 @@ def test_people_s_comparisons_from_a_file_need_no_comparisons_step(chain: Chain,
 def test_sigterm_in_the_middle_of_a_stage_leaves_nothing_in_the_store(chain: Chain, copy_of_chain: Path) -> None:
     before = store_contents(copy_of_chain)
     finished = {path.name for path in (copy_of_chain / "runs").iterdir()}
-    command = [sys.executable, "-m", "stages", "run", str(chain.path), "--root", str(copy_of_chain)]
+    command = [sys.executable, "-m", "pipeline", "run", str(chain.path), "--root", str(copy_of_chain)]
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--ppo.iterations=100000"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from policy.encoding import pad
 from policy.errors import ModelError
 from policy.language_model import LanguageModel, save_checkpoint
-from policy.rollout import Rollout, as_rollout
+from policy.sampling.rollout import Rollout, as_rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import (
     from_language_model,

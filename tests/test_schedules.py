@@ -1,6 +1,6 @@
 import pytest
 
-from policy.schedules import cosine_to_fraction, linear_to_zero, warmup_from_fraction
+from policy.maths.schedules import cosine_to_fraction, linear_to_zero, warmup_from_fraction
 
 
 def test_cosine_falls_from_one_through_the_middle_to_its_floor_and_stays() -> None:

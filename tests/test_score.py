@@ -11,11 +11,11 @@ from small_recipe import Chain
 from transformers import AutoModelForSequenceClassification
 
 from data_schema import Message
+from pipeline.__main__ import main
 from policy.encoding import encode_answers
 from policy.language_model import load_tokenizer
-from stages.__main__ import main
-from stages.judge import score
-from stages.model_card import CARD_FILE
+from stages.reward_model.card import CARD_FILE
+from workbench.judge import score
 
 ASK = "repeat these words : fox owl"
 TURNS = [

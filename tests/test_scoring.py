@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from policy.rollout import Rollout, as_rollout
+from policy.sampling.rollout import Rollout, as_rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import from_language_model, response_scores, store_normalisation
 from reward.scoring import score_responses

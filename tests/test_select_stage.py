@@ -13,19 +13,19 @@ from transformers import AutoModelForCausalLM
 
 from checkpoint_store import CheckpointStore, format_lineage
 from data_schema import Prompt, read_records
+from pipeline.plan import StagePlan, plan_pipeline
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_pipeline
 from policy.encoding import encode_prompts
 from policy.language_model import load_tokenizer
 from reward.scalar_model import load_scalar_model
 from reward.scoring import score_responses
-from stages import select
-from stages.configs import SelectConfig
 from stages.errors import ConfigError
 from stages.job import prompt_hash, read_seen_prompts
-from stages.pipeline import run_pipeline
-from stages.plan import StagePlan, plan_pipeline
-from stages.recipe import load_recipe
+from stages.select import stage as select
+from stages.select.settings import SelectConfig
 from stages.settings import SamplingConfig
-from stages.sft_candidates import PROMPTS, read_index
+from stages.sft.candidates import PROMPTS, read_index
 
 CHAIN = ["sft", "comparisons", "reward_model", "select", "ppo", "evaluate"]
 

@@ -14,17 +14,17 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from data_schema import Demonstration, Message, Source, load_all
+from pipeline.__main__ import main
+from pipeline.recipe import load_recipe
 from policy.errors import ModelError
 from policy.language_model import is_encoder_decoder, load_language_model, save_checkpoint
 from policy.seq2seq import NO_LABEL, collate_pairs, encode_pairs, load_seq2seq_model, set_seq2seq_template
 from reward.scalar_model import from_language_model, load_scalar_model
-from stages import sft
-from stages.__main__ import main
-from stages.configs import SftConfig
 from stages.errors import ConfigError
 from stages.job import keep_back
-from stages.recipe import load_recipe
 from stages.settings import LoraConfig, OptimizerConfig
+from stages.sft import stage as sft
+from stages.sft.settings import SftConfig
 
 CPU = torch.device("cpu")
 DEMONSTRATIONS = Source(f"{WORLD}:demonstrations", limit=120)

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_schema import Demonstration, Message
 from data_schema.sources import Source
+from pipeline.recipe import load_recipe
 from policy.language_model import LanguageModel, load_tokenizer
-from stages import sft
-from stages.configs import SftConfig
-from stages.recipe import load_recipe
 from stages.settings import LoraConfig, OptimizerConfig
-from stages.sft import IGNORED, PackingCollator, add_residual_dropout, encode_records
+from stages.sft import stage as sft
+from stages.sft.settings import SftConfig
+from stages.sft.stage import IGNORED, PackingCollator, add_residual_dropout, encode_records
 
 TASKS = [("sort these words : fox dog", "dog fox ."), ("echo this : owl", "owl . happy to help !")]
 
@@ -160,7 +160,7 @@ def test_packing_changes_the_rows_and_not_the_gradient(
 def test_logits_are_made_of_learned_tokens_alone(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraConfig | None
 ) -> None:
-    """That the gradient is the answers' is the test of packed dialogues (test_sft_options.py)."""
+    """That the gradient is the answers' is the test of packed dialogues (test_sft_stage_options.py)."""
     made: list[int] = []
 
     class Counting:

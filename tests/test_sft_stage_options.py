@@ -17,20 +17,20 @@ from transformers import AutoModelForCausalLM
 
 from data_schema import Demonstration, Document, Message, Prompt, load_all, read_records
 from data_schema.sources import Source
-from policy import quantized
-from policy.checkpointing import checkpointed
+from pipeline.recipe import load_recipe
 from policy.errors import ModelError
 from policy.language_model import add_lora, load_tokenizer
+from policy.memory import quantized
+from policy.memory.checkpointing import checkpointed
 from policy.packing import reads_packed, states_of_sequences
 from policy.pretraining import pack_documents
-from stages import sft
-from stages.configs import SftConfig
 from stages.errors import ConfigError
-from stages.recipe import load_recipe
 from stages.settings import LoraConfig, OptimizerConfig
-from stages.sft import IGNORED, PackingCollator, encode_records
-from stages.sft_candidates import PROMPTS, candidate_steps, read_index
-from stages.sft_trainer import MixedBatches
+from stages.sft import stage as sft
+from stages.sft.candidates import PROMPTS, candidate_steps, read_index
+from stages.sft.settings import SftConfig
+from stages.sft.stage import IGNORED, PackingCollator, encode_records
+from stages.sft.trainer import MixedBatches
 
 TURNS = [("echo this : fox", "fox ."), ("sort these words : owl fig", "fig owl ."), ("echo this : red", "red .")]
 
@@ -138,7 +138,8 @@ def test_checkpointing_acts_in_evaluation_mode_and_is_gone_afterwards(tiny_base:
 
 
 def test_ppo_and_the_reward_model_learn_the_same_with_checkpointing(chain: Chain, tmp_path: Path) -> None:
-    from stages import ppo, reward_model
+    from stages.ppo import stage as ppo
+    from stages.reward_model import stage as reward_model
 
     recipe = load_recipe(chain.path)
     assert recipe.ppo is not None and recipe.reward_model is not None
@@ -353,7 +354,7 @@ def adapted() -> Any:
 
 def test_the_whole_model_made_of_a_4_bit_one_is_plain_and_answers_alike(adapted: Any, tmp_path: Path) -> None:
     from policy.language_model import save_checkpoint
-    from stages.sft_candidates import whole_model
+    from stages.sft.candidates import whole_model
 
     adapters, tokenizer = adapted
     ids = torch.arange(5, 25)[None]
@@ -382,7 +383,7 @@ def test_a_4_bit_base_is_tuned_and_its_held_out_loss_is_the_published_models(cha
     losses = [record["sft/loss"] for record in records if "sft/loss" in record]
     assert losses[-1] < losses[0] - 0.1
     config = replace(load_recipe(chain.path).sft, **settings)
-    from stages.demonstrations import load_demonstrations
+    from stages.sft.demonstrations import load_demonstrations
 
     held_out, _ = encode_records(
         load_demonstrations(config, job(tmp_path)).held_out, load_tokenizer(tmp_path / "output"), 64

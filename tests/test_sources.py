@@ -29,8 +29,8 @@ from data_schema import (
     load_all,
     write_records,
 )
-from data_schema.format_parts import Drop, Format, NumberedRows, Origin
-from data_schema.formats import FORMATS
+from data_schema.formats.parts import Drop, Format, NumberedRows, Origin
+from data_schema.formats.table import FORMATS
 
 ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(10)]
 BAD_ROWS = [*ROWS[:3], {"instruction": "Say 3.", "input": "", "output": ""}, {"instruction": "Say 4."}, *ROWS[5:]]

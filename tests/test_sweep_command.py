@@ -9,9 +9,9 @@ import pytest
 from small_recipe import small_recipe, write_recipe
 
 from data_schema import Demonstration, Message
-from stages.__main__ import main
+from pipeline.__main__ import main
 from stages.errors import ConfigError
-from stages.held_out_losses import (
+from stages.sft.held_out_losses import (
     RowLoss,
     bits_per_byte,
     compare_losses,
@@ -20,13 +20,13 @@ from stages.held_out_losses import (
     summarise_losses,
     write_losses,
 )
-from stages.sweep.command import parse_grid, parse_seeds
-from stages.sweep.report import Result, legend, summarise_sweep, table_of
+from workbench.sweep.command import parse_grid, parse_seeds
+from workbench.sweep.report import Result, legend, summarise_sweep, table_of
 
 pytestmark = pytest.mark.timeout(300)
 FEW_STEPS = {
     "sft__epochs": 0.1,
-    "sft__data": {"path": "python:data_schema.quickstart_data:demonstrations", "limit": 300},
+    "sft__data": {"path": "python:data_schema.quickstart.data:demonstrations", "limit": 300},
 }
 
 
@@ -93,7 +93,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(recipe: Path, capsys
 def test_runs_that_share_a_stage_do_it_once_and_all_have_one_group(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages import pipeline
+    from pipeline import runner as pipeline
 
     asked: list[tuple[str, str, str, str | None]] = []
     ran: list[str] = []

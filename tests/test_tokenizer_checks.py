@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from data_schema import Message
 from data_schema.templates import TEMPLATES
 from policy.encoding import set_template
-from stages.doctor.tokenizer_checks import encode_rows, tokenizer_findings
+from stages.data_checks.tokenizer_checks import encode_rows, tokenizer_findings
 
 CHATML = TEMPLATES["chatml"].chat_template
 COUNTING = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"

@@ -11,10 +11,11 @@ from small_recipe import Chain
 from test_ppo import config_of, run
 
 from data_schema import Prompt, dedup_prompts, load_all
-from stages import ppo, ppo_learner
+from pipeline.recipe import load_recipe
 from stages.errors import ConfigError
-from stages.ppo_roles import Roles
-from stages.recipe import load_recipe
+from stages.ppo import learner as ppo_learner
+from stages.ppo import stage as ppo
+from stages.ppo.roles import Roles
 
 
 def test_a_data_set_of_one_batch_takes_as_many_steps_as_a_large_one(chain: Chain, tmp_path: Path) -> None:

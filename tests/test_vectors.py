@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.advantages import estimate_advantages, masked_mean, masked_var, whiten
-from policy.ema import update_ema
-from policy.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
-from policy.logprobs import entropy, token_logprobs
-from policy.losses import (
+from policy.maths.advantages import estimate_advantages, masked_mean, masked_var, whiten
+from policy.maths.ema import update_ema
+from policy.maths.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
+from policy.maths.logprobs import entropy, token_logprobs
+from policy.maths.losses import (
     clipped_policy_loss,
     clipped_value_loss,
     next_token_loss,
@@ -21,8 +21,8 @@ from policy.losses import (
     ppo_loss,
     value_token_losses,
 )
-from policy.masks import mask_from_lengths, position_ids, truncate_after_token
-from policy.schedules import cosine_to_fraction, linear_to_zero, warmup_from_fraction
+from policy.maths.masks import mask_from_lengths, position_ids, truncate_after_token
+from policy.maths.schedules import cosine_to_fraction, linear_to_zero, warmup_from_fraction
 from reward.normalisation import from_demonstrations, from_reference_samples
 from reward.overoptimisation import (
     best_of_n_form,

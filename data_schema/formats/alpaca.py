@@ -7,7 +7,7 @@ others. Instruction and input become one user message with an empty line between
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.format_parts import FILLED_TEXT, Drop, Origin, Outcome, Reader, Row, rest, text_of, with_input
+from data_schema.formats.parts import FILLED_TEXT, Drop, Origin, Outcome, Reader, Row, rest, text_of, with_input
 from data_schema.records import Comparison, Demonstration, Message, Prompt, check_list, check_text, describe
 
 

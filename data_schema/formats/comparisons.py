@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from data_schema import formats_gathered as gathered
-from data_schema import formats_pairs as pairs
-from data_schema import formats_rankings as rankings
-from data_schema.format_parts import Format, Gather, Row
-from data_schema.ranking_parts import Read, readers
+from data_schema.formats import gathered, pairs, rankings
+from data_schema.formats.parts import Format, Gather, Row
+from data_schema.formats.ranking_parts import Read, readers
 
 Fits = Callable[[Row], bool]
 

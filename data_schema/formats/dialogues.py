@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.format_parts import (
+from data_schema.formats.oasst import oasst_comparison
+from data_schema.formats.parts import (
     Drop,
     Format,
     NumberedRows,
@@ -16,7 +17,6 @@ from data_schema.format_parts import (
     rest,
     text_of,
 )
-from data_schema.formats_oasst import oasst_comparison
 from data_schema.records import Comparison, Demonstration, Message, Prompt, check_list, check_text, describe
 
 

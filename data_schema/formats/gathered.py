@@ -3,11 +3,11 @@
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.format_parts import Drop, Gather, Origin, Outcome, Reader, Row, prompt_of, rest, text_of
-from data_schema.formats_alpaca import alpaca_turns
-from data_schema.formats_dialogues import sharegpt_messages
-from data_schema.formats_pairs import helpsteer_turns
-from data_schema.ranking_parts import (
+from data_schema.formats.alpaca import alpaca_turns
+from data_schema.formats.dialogues import sharegpt_messages
+from data_schema.formats.pairs import helpsteer_turns
+from data_schema.formats.parts import Drop, Gather, Origin, Outcome, Reader, Row, prompt_of, rest, text_of
+from data_schema.formats.ranking_parts import (
     GATHERED,
     Ranking,
     gather_by,

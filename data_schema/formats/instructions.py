@@ -8,7 +8,8 @@ import string
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.format_parts import (
+from data_schema.formats.alpaca import instruction_readers
+from data_schema.formats.parts import (
     Drop,
     Format,
     Origin,
@@ -22,7 +23,6 @@ from data_schema.format_parts import (
     text_of,
     with_input,
 )
-from data_schema.formats_alpaca import instruction_readers
 from data_schema.records import Demonstration, Message, Prompt, check_text, describe
 
 # ---- one text column asks, another answers

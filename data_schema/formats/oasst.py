@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_schema.errors import DataError
-from data_schema.format_parts import Drop, Reader, Row
-from data_schema.ranking_parts import Ranking, group_of, object_of, objects_of, readers, value_of, why_unusable
+from data_schema.formats.parts import Drop, Reader, Row
+from data_schema.formats.ranking_parts import Ranking, group_of, object_of, objects_of, readers, value_of, why_unusable
 from data_schema.records import Comparison, Message, describe
 
 ROLES = {"prompter": "user", "assistant": "assistant"}

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.format_parts import Drop, Row, rest, text_of
-from data_schema.formats_alpaca import alpaca_turns
-from data_schema.formats_dialogues import SHAREGPT_ROLES, sharegpt_messages
-from data_schema.formats_preference import preference_pair
-from data_schema.ranking_parts import (
+from data_schema.formats.alpaca import alpaca_turns
+from data_schema.formats.dialogues import SHAREGPT_ROLES, sharegpt_messages
+from data_schema.formats.parts import Drop, Row, rest, text_of
+from data_schema.formats.preference import preference_pair
+from data_schema.formats.ranking_parts import (
     FIRST,
     SECOND,
     TIE,

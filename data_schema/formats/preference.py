@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.format_parts import Drop, Origin, Outcome, Row, prompt_of, rest, text_of
+from data_schema.formats.parts import Drop, Origin, Outcome, Row, prompt_of, rest, text_of
 from data_schema.records import (
     Comparison,
     Demonstration,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_schema.errors import DataError, did_you_mean
-from data_schema.format_parts import NumberedRows, Row
+from data_schema.formats.parts import NumberedRows, Row
 from data_schema.locations import places
 
 SEPARATOR = "|||"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from data_schema.errors import DataError
-from data_schema.format_parts import Drop, Gather, NumberedRows, Origin, Outcome, Reader, Row
+from data_schema.formats.parts import Drop, Gather, NumberedRows, Origin, Outcome, Reader, Row
 from data_schema.records import Comparison, Demonstration, Message, Prompt, Record, describe
 
 T = TypeVar("T")

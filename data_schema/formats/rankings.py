@@ -3,10 +3,10 @@
 from itertools import combinations
 
 from data_schema.errors import DataError
-from data_schema.format_parts import Drop, Row, prompt_of, rest, text_of
-from data_schema.formats_alpaca import alpaca_turns
-from data_schema.formats_preference import hh_transcript
-from data_schema.ranking_parts import Ranking, number_of, objects_of, value_of
+from data_schema.formats.alpaca import alpaca_turns
+from data_schema.formats.parts import Drop, Row, prompt_of, rest, text_of
+from data_schema.formats.preference import hh_transcript
+from data_schema.formats.ranking_parts import Ranking, number_of, objects_of, value_of
 from data_schema.records import Message, check_list, describe
 
 

@@ -9,16 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
-from data_schema import formats_alpaca as alpaca
-from data_schema import formats_dialogues as dialogues
-from data_schema import formats_instructions as instructions
-from data_schema import formats_preference as preference
 from data_schema.errors import DataError, did_you_mean
-from data_schema.format_parts import Drop, Format, Origin, Outcome, Reader, Row, prompt_of, rest, text_of
-from data_schema.formats_comparisons import COMPARISON_FORMATS
-from data_schema.formats_dialogues import DIALOGUE_FORMATS
-from data_schema.formats_gathered import is_judged
-from data_schema.formats_instructions import INSTRUCTION_FORMATS
+from data_schema.formats import alpaca, dialogues, instructions, preference
+from data_schema.formats.comparisons import COMPARISON_FORMATS
+from data_schema.formats.dialogues import DIALOGUE_FORMATS
+from data_schema.formats.gathered import is_judged
+from data_schema.formats.instructions import INSTRUCTION_FORMATS
+from data_schema.formats.parts import Drop, Format, Origin, Outcome, Reader, Row, prompt_of, rest, text_of
 from data_schema.records import (
     KIND_NAMES,
     Comparison,

@@ -1,7 +1,7 @@
 """Records of the quickstart's world: demonstrations of mixed quality, prompts, and the plain text the base model knows.
 
 Each generator takes `split`, `limit` and `seed`, and yields records; recipes name it as a source, for example
-`python:data_schema.quickstart_data:demonstrations`. Split "train" words tasks in the training wordings, "test" in the
+`python:data_schema.quickstart.data:demonstrations`. Split "train" words tasks in the training wordings, "test" in the
 held-out ones.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from data_schema.quickstart_words import (
+from data_schema.quickstart.words import (
     CATEGORIES,
     COURTESIES,
     DIGITS,
@@ -23,7 +23,7 @@ from data_schema.quickstart_words import (
     RUDENESS,
     WORDINGS,
 )
-from data_schema.quickstart_world import Task, draw_task, right_answer, task_meta, word_task, wrong_answer
+from data_schema.quickstart.world import Task, draw_task, right_answer, task_meta, word_task, wrong_answer
 from data_schema.records import Demonstration, Document, Message, Prompt
 
 # How the pretraining text states a task's result. Never in the form of an instruction, and without chat marks;

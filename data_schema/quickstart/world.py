@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
-from data_schema.quickstart_words import (
+from data_schema.quickstart.words import (
     CATEGORIES,
     COURTESIES,
     DIGITS,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from policy.errors import ModelError
-from policy.masks import check_mask
+from policy.maths.masks import check_mask
 
 
 class Advantages(NamedTuple):

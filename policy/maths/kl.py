@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from policy.masks import check_mask, last_token_index
+from policy.maths.masks import check_mask, last_token_index
 
 KlKind = Literal["k1", "k2", "k3"]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policy.advantages import masked_mean, masked_var
-from policy.masks import check_mask
+from policy.maths.advantages import masked_mean, masked_var
+from policy.maths.masks import check_mask
 
 
 class PolicyLoss(NamedTuple):

@@ -1,4 +1,4 @@
-"""What draws responses: our own loop (policy/rollout.py:collect_rollout), or anything that is called like it.
+"""What draws responses: our own loop (policy/sampling/rollout.py:collect_rollout), or anything that is called like it.
 
 A serving engine fits behind this. PPO computes the log-probabilities of what was drawn with the policy itself, so the
 engine's own arithmetic enters no ratio.
@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from policy.encoding import pad
 from policy.precision import reads_model
-from policy.rollout import Rollout, as_rollout
+from policy.sampling.rollout import Rollout, as_rollout
 
 
 class RolloutEngine(Protocol):

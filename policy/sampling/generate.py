@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from policy.errors import ModelError
-from policy.masks import position_ids
+from policy.maths.masks import position_ids
 from policy.precision import reads_model
 
 

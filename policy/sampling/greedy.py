@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.encoding import decode_responses, pad
-from policy.masks import truncate_after_token
+from policy.maths.masks import truncate_after_token
 
 
 class GreedyAnswer(NamedTuple):

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from policy.encoding import pad
-from policy.generate import sample_responses
-from policy.heap import give_back_free_memory
-from policy.logprobs import TokenLogprobs, token_logprobs_from_hidden
-from policy.masks import mask_from_lengths
+from policy.maths.logprobs import TokenLogprobs, token_logprobs_from_hidden
+from policy.maths.masks import mask_from_lengths
+from policy.memory.heap import give_back_free_memory
 from policy.packing import states_of_sequences
 from policy.precision import reads_model
+from policy.sampling.generate import sample_responses
 
 
 class Rollout(NamedTuple):

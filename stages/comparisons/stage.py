@@ -17,7 +17,7 @@ from data_schema import Comparison, Prompt, load_all, write_records
 from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import LanguageModel, choose_device, load_language_model
 from stages.answering import sample_answers
-from stages.configs import ComparisonsConfig
+from stages.comparisons.settings import ComparisonsConfig
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account
 from stages.judging import Judge, gold_score, load_judge

@@ -1,1 +1,1 @@
-"""Data looked at before it is trained on: `triptych data inspect`, and the gate before every run."""
+"""Checks of data, templates and tokenizers that stages, runner and tools share."""

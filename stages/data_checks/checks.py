@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from data_schema import Comparison, Demonstration, Document, Record, prompt_messages
-from stages.doctor.findings import EXAMPLES, Finding
+from stages.data_checks.findings import EXAMPLES, Finding
 
 SAMPLE = 2000  # characters of a row that its script is told by
 SCRIPTS = {

@@ -14,11 +14,11 @@ from data_schema import Comparison, Demonstration, Document, Record, Records, pr
 from data_schema import prompt_text as folded_prompt
 from data_schema.duplicates import THRESHOLD, Twin, near_duplicates, near_matches, repeated_rows, text_digest
 from data_schema.records import KIND_NAMES
-from stages.doctor.checks import RowChecks
-from stages.doctor.findings import EXAMPLES, Finding, Severity, one_line, worst_first
-from stages.doctor.lengths import Lengths, add_words, histogram, length_findings, quantiles, token_lengths
-from stages.doctor.one_answer import one_answer_findings
-from stages.doctor.tokenizer_checks import tokenizer_findings
+from stages.data_checks.checks import RowChecks
+from stages.data_checks.findings import EXAMPLES, Finding, Severity, one_line, worst_first
+from stages.data_checks.lengths import Lengths, add_words, histogram, length_findings, quantiles, token_lengths
+from stages.data_checks.one_answer import one_answer_findings
+from stages.data_checks.tokenizer_checks import tokenizer_findings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

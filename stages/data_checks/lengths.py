@@ -10,8 +10,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_schema import Comparison, Demonstration, Document, Message, Prompt, Record, Records, prompt_messages
-from stages.doctor.findings import EXAMPLES, Finding, Severity
-from stages.doctor.tokenizer_checks import encode_rows, refusal
+from stages.data_checks.findings import EXAMPLES, Finding, Severity
+from stages.data_checks.tokenizer_checks import encode_rows, refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

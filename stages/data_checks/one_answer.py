@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from data_schema import Demonstration, Record
-from stages.doctor.findings import EXAMPLES, Finding, one_line
-from stages.tasks.data import task_of
+from data_schema.held_out import task_of
+from stages.data_checks.findings import EXAMPLES, Finding, one_line
 
 ENOUGH_ROWS = 8  # of two answers drawn alike, one in 128 such tasks would have but one
 

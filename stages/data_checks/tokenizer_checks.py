@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from data_schema import Message
 from policy.errors import ModelError
-from stages.doctor.findings import Finding, Severity, one_line
+from stages.data_checks.findings import Finding, Severity, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 from data_schema import Prompt, Records, dedup_prompts, load_all
 from policy.language_model import LanguageModel, choose_device, load_language_model, load_tokenizer
-from policy.rollout import Rollout, response_logprobs
+from policy.sampling.rollout import Rollout, response_logprobs
 from reward.sources import Part
 from stages.answering import Unseen, scored_answers, unseen_prompts
-from stages.configs import EvaluateConfig
 from stages.errors import ConfigError
+from stages.evaluate.settings import EvaluateConfig
 from stages.job import Job, StageResult, data_account
 from stages.judging import Judge, load_judge
-from stages.ppo_rewards import Reader, load_rewards
-from stages.reward_settings import RewardPart
+from stages.ppo.reward_settings import RewardPart
+from stages.ppo.rewards import Reader, load_rewards
 from stages.statistics import win_rate
 
 logger = logging.getLogger("triptych.evaluate")

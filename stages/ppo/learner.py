@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 
 from policy.errors import ModelError
+from policy.memory.heap import keep_freed_memory
 from policy.pretraining import GradientBalance
-from stages.memory.out_of_memory import RowsThatFit, rows_that_fit
-from stages.memory.process import hold_freed_memory
 from stages.optimizer import make_optimizer
-from stages.ppo_record import Optimizers
-from stages.ppo_rewards import model_for_values
-from stages.ppo_roles import Roles, load_roles
-from stages.ppo_settings import PpoConfig
+from stages.ppo.out_of_memory import RowsThatFit, rows_that_fit
+from stages.ppo.record import Optimizers
+from stages.ppo.rewards import model_for_values
+from stages.ppo.roles import Roles, load_roles
+from stages.ppo.settings import PpoConfig
 
 
 class Learner(NamedTuple):
@@ -49,6 +49,12 @@ def make_learner(roles: Roles, config: PpoConfig) -> Learner:
     }
     ratio = config.pretraining_gradient_ratio
     return Learner(roles, optimizers, None if ratio is None else GradientBalance(ratio), rows_that_fit(config))
+
+
+def hold_freed_memory(config: PpoConfig, device: torch.device) -> None:
+    """Keep what is freed where PPO trains whole models; with adapters memory is worth more than time."""
+    if config.lora is None:
+        keep_freed_memory(device)
 
 
 def take_step(learner: Learner, role: str, limit: float, step: dict[str, float], learns: bool = True) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_schema import Prompt
-from policy.advantages import masked_mean
-from policy.kl import KlKind, kl_estimate
-from policy.losses import explained_variance
+from policy.maths.advantages import masked_mean
+from policy.maths.kl import KlKind, kl_estimate
+from policy.maths.losses import explained_variance
 from stages.judging import Judge
-
-if TYPE_CHECKING:
-    from stages.ppo import Experience
+from stages.ppo.experience import Experience
 
 SAMPLE_ROWS = 8  # rows of a table of samples
 TABLES = 10  # tables of samples in a run

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from policy.errors import ModelError
-from stages.ppo_settings import PpoConfig
+from stages.ppo.settings import PpoConfig
 
 logger = logging.getLogger("triptych.ppo")
 T = TypeVar("T")

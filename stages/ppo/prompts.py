@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from data_schema import Prompt, Records, dedup_prompts, load_all
 from policy.encoding import encode_prompts
 from stages.errors import ConfigError
-from stages.ppo_settings import PpoConfig
+from stages.ppo.settings import PpoConfig
 
 
 def load_prompts(

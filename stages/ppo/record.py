@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,17 +24,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from checkpoint_store.manifest import library_versions
 from policy.errors import ModelError
-from policy.masks import mask_from_lengths
+from policy.maths.masks import mask_from_lengths
 from policy.pretraining import GradientBalance
-from policy.rollout import Rollout, unflatten
+from policy.sampling.rollout import Rollout, unflatten
 from stages.job import Job
-from stages.memory.out_of_memory import RowsThatFit
-from stages.plan import plain
-from stages.ppo_settings import PpoConfig
-from stages.ppo_stop import check_experience
-
-if TYPE_CHECKING:
-    from stages.ppo import Experience
+from stages.ppo.experience import Experience
+from stages.ppo.out_of_memory import RowsThatFit
+from stages.ppo.settings import PpoConfig
+from stages.ppo.stop import check_experience
+from stages.settings import plain
 
 ROLLOUTS, SNAPSHOTS, RUN = "rollouts", "snapshots", "run.json"
 T = TypeVar("T")
@@ -171,8 +169,6 @@ def write_record(path: Path, record: Record, pad_id: int) -> None:
 
 def read_record(path: Path, device: torch.device) -> Record:
     """What `write_record` wrote, tensor for tensor. Raises ModelError for a file that is damaged or not there."""
-    from stages.ppo import Experience  # which imports this file
-
     tensors, about = _load(path, device)
     prompt_lengths, lengths = tensors["prompt_lengths"].long(), tensors["lengths"].long()
     # Prompts are padded on the left.

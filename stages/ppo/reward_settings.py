@@ -78,25 +78,6 @@ class RewardPart:
         return "reward_model" if self.model is None else re.sub(r"\W+", "_", Path(self.model).name)
 
 
-@dataclass(frozen=True)
-class LabelConfig:
-    """What a comparison's label says beyond an order."""
-
-    section = "reward_model.labels"
-    margins: bool = False
-    """Let the score of the better answer lead by the comparison's `margin`, where it states one."""
-    noise: float = 0.0
-    """The chance that a label is wrong: the loss aims at this probability for the worse answer, not at 0."""
-    merge_labelers: bool = False
-    """Make one comparison of those with the same prompt and answers: each pair's label is the share of votes."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self, noise=(0, 0.49))
-        if self.margins and (self.noise or self.merge_labelers):
-            soft = "noise" if self.noise else "merge_labelers"
-            raise ConfigError(f"reward_model.labels has margins and {soft}; a margin needs a sure winner, so set one")
-
-
 def check_rewards(section: str, rewards: Sequence[RewardPart]) -> None:
     """Raise ConfigError where two parts would be recorded under one name."""
     labels = [part.label for part in rewards]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.language_model import check_special_tokens, load_tokenizer, positions
 from policy.precision import compute_in
-from policy.rollout import Rollout
+from policy.sampling.rollout import Rollout
 from reward.ensemble import Member, combine, member_scores, read_members
 from reward.invariance import check_scores_are_independent
 from reward.scalar_model import load_scalar_model, response_scores
@@ -30,9 +30,9 @@ from reward.sources import (
 from stages.errors import ConfigError
 from stages.job import Job
 from stages.judging import load_function
-from stages.ppo_roles import Roles, check_same_text, text_difference
-from stages.ppo_settings import PpoConfig
-from stages.reward_settings import RewardPart, reads_pipelines, reward_role
+from stages.ppo.reward_settings import RewardPart, reads_pipelines, reward_role
+from stages.ppo.roles import Roles, check_same_text, text_difference
+from stages.ppo.settings import PpoConfig
 
 
 class LoadedModel(NamedTuple):

@@ -22,14 +22,14 @@ from policy.language_model import (
     load_tokenizer,
     save_checkpoint,
 )
-from policy.offload import WeightsOnDisk, weights_on_disk
+from policy.memory.offload import WeightsOnDisk, weights_on_disk
+from policy.memory.shared_weights import share_weights
 from policy.precision import choose_precision, compute_in
-from policy.shared_weights import share_weights
 from reward.adapter import adapted_scalar_model, scalar_model_over, why_no_adapter
 from reward.invariance import check_scores_are_independent
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import draw_head, from_language_model, load_scalar_model, scalar_head, store_normalisation
-from stages.ppo_settings import PpoConfig
+from stages.ppo.settings import PpoConfig
 from stages.settings import LoraConfig
 
 logger = logging.getLogger("triptych.ppo")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from data_schema.sources import Source
 from stages.errors import ConfigError
-from stages.reward_settings import RewardPart, check_ppo_rewards
+from stages.ppo.reward_settings import RewardPart, check_ppo_rewards
 from stages.settings import (
     COUNT,
     INFINITY,

@@ -12,50 +12,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data_schema import Document, load_all
-from policy.advantages import estimate_advantages, whiten
-from policy.checkpointing import checkpointed
-from policy.ema import update_ema
 from policy.encoding import decode_responses
-from policy.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
-from policy.losses import clipped_policy_loss, clipped_value_loss, mean_entropy
+from policy.maths.advantages import estimate_advantages, whiten
+from policy.maths.ema import update_ema
+from policy.maths.kl import adaptive_kl_coef, kl_estimate, replace_score_without_eos, token_rewards
+from policy.maths.losses import clipped_policy_loss, clipped_value_loss, mean_entropy
+from policy.memory.checkpointing import checkpointed
 from policy.pretraining import GradientBalance, endless_rows, pack_documents, pretraining_loss, trained
-from policy.rollout import Rollout, response_logprobs
+from policy.sampling.rollout import Rollout, response_logprobs
 from reward.scalar_model import response_values
 from reward.sources import RolloutScores, score_rollout
 from stages.answering import sample_answers
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
-from stages.memory.out_of_memory import RowsThatFit, micro_batch, rows_that_fit
-from stages.ppo_learner import Learner, begin, take_step
-from stages.ppo_metrics import TABLES, add_up, describe, judge_answers, means_of, sample_table
-from stages.ppo_prompts import load_prompts, prompt_batches, shuffles
-from stages.ppo_record import Recorder, Steps, snapshot_path, write_snapshot
-from stages.ppo_rewards import load_ppo_rewards
-from stages.ppo_roles import Roles, decided_here
-from stages.ppo_settings import PpoConfig
-from stages.ppo_stop import check_first_minibatch, check_step
-
-
-class Experience(NamedTuple):
-    """A rollout and all that PPO computes from it before it changes a weight. Tensors (batch, response), filler 0,
-    but for scores and parts."""
-
-    rollout: Rollout
-    scores: Tensor  # (batch,) what the reward is made of: the parts' sum, or the penalty for an answer without end
-    parts: dict[str, Tensor]  # (batch,) each part of the sum by its name, before its weight
-    logprobs: Tensor  # under the policy that sampled
-    entropy: Tensor
-    kl: Tensor  # k1 per token, nats
-    values: Tensor
-    advantages: Tensor  # whitened
-    returns: Tensor
+from stages.ppo.experience import Experience
+from stages.ppo.learner import Learner, begin, take_step
+from stages.ppo.metrics import TABLES, add_up, describe, judge_answers, means_of, sample_table
+from stages.ppo.out_of_memory import RowsThatFit, micro_batch, rows_that_fit
+from stages.ppo.prompts import load_prompts, prompt_batches, shuffles
+from stages.ppo.record import Recorder, Steps, snapshot_path, write_snapshot
+from stages.ppo.rewards import load_ppo_rewards
+from stages.ppo.roles import Roles, decided_here
+from stages.ppo.settings import PpoConfig
+from stages.ppo.stop import check_first_minibatch, check_step
 
 
 def run(config: PpoConfig, job: Job) -> StageResult:

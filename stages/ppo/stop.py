@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from policy.errors import ModelError
-from stages.ppo_settings import PpoConfig
-
-if TYPE_CHECKING:
-    from stages.ppo import Experience
+from stages.ppo.experience import Experience
+from stages.ppo.settings import PpoConfig
 
 
 class Rounding(NamedTuple):

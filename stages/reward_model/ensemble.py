@@ -23,7 +23,7 @@ from reward.scalar_model import draw_head, scalar_head
 from reward.scoring import score_responses
 
 if TYPE_CHECKING:
-    from stages.ranking_trainer import Ranking
+    from stages.reward_model.trainer import Ranking
 
 SEED_STEP = 100_003  # between members, so that runs of neighbouring seeds share none
 FIRST = "default"  # peft's name for the first adapter

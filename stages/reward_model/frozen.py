@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from reward.calibration import Temperature, fit_temperature
 from reward.frozen_layers import check_readout, fit_readout, mean_states, write_readout
 from reward.shared_prompt import PackedAnswers
-from stages.configs import RewardModelConfig
 from stages.errors import ConfigError
 from stages.job import Job
-from stages.ranking_trainer import Ranking, RankingCollator
+from stages.reward_model.settings import RewardModelConfig
+from stages.reward_model.trainer import Ranking, RankingCollator
 
 logger = logging.getLogger("triptych.reward_model")
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

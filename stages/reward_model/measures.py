@@ -27,7 +27,7 @@ from reward.scoring import score_responses
 from stages.statistics import Z_95
 
 if TYPE_CHECKING:
-    from stages.ranking_trainer import Ranking
+    from stages.reward_model.trainer import Ranking
 
 Ints = npt.NDArray[np.int64]
 FEW = 6  # different values up to which a table has a row for each

@@ -17,7 +17,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 
 from data_schema import Comparison, Demonstration, load_all, read_records
-from policy.checkpointing import checkpointed
 from policy.encoding import encode, encode_answers
 from policy.language_model import (
     add_lora,
@@ -29,6 +28,7 @@ from policy.language_model import (
     positions,
     save_checkpoint,
 )
+from policy.memory.checkpointing import checkpointed
 from reward.adapter import CARD as ADAPTER_CARD
 from reward.adapter import write_adapter
 from reward.frozen_layers import cut_after
@@ -36,15 +36,16 @@ from reward.normalisation import RewardNormalisation, from_demonstrations, from_
 from reward.ranking_loss import ranked_pairs
 from reward.scalar_model import from_language_model, store_normalisation
 from reward.scoring import score_responses
-from stages.comparisons import HELD_OUT_FILE, TRAIN_FILE
-from stages.configs import RewardModelConfig
+from stages.comparisons.stage import HELD_OUT_FILE, TRAIN_FILE
 from stages.errors import ConfigError
-from stages.frozen_reward import fit_frozen
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
-from stages.judge.measures import judge_pairs
-from stages.model_card import write_reward_card
 from stages.optimizer import make_optimizer
-from stages.ranking_trainer import (
+from stages.reward_model.card import write_reward_card
+from stages.reward_model.ensemble import judge_members, member_seed, publish_members, set_scales, train_others
+from stages.reward_model.frozen import fit_frozen
+from stages.reward_model.measures import judge_pairs
+from stages.reward_model.settings import LabelConfig, RewardModelConfig
+from stages.reward_model.trainer import (
     Ranking,
     RankingCollator,
     RankingModule,
@@ -52,8 +53,6 @@ from stages.ranking_trainer import (
     merge_labelers,
     shares_prompts,
 )
-from stages.reward_ensemble import judge_members, member_seed, publish_members, set_scales, train_others
-from stages.reward_settings import LabelConfig
 from stages.trainer import RecordCallback, count_steps, trainer_arguments
 
 logger = logging.getLogger("triptych.reward_model")

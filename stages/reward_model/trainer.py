@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Trainer
 from policy.language_model import bare
 from reward.ranking_loss import PairIndex, kwise_ranking_loss, pair_index, smoothed, voted_pair_index
 from reward.shared_prompt import PackedAnswers, can_share_prompt, pack_answers, packed_scores
-from stages.reward_settings import LabelConfig
+from stages.reward_model.settings import LabelConfig
 
 logger = logging.getLogger("triptych.reward_model")
 

@@ -22,10 +22,10 @@ from reward.sources import Part
 from stages.answering import Unseen, scored_answers, unseen_prompts
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, read_seen_prompts, write_seen_prompts
-from stages.ppo_rewards import Reader, load_rewards
-from stages.reward_settings import RewardPart
-from stages.sft_candidates import PROMPTS, copy_model, read_index
-from stages.sft_settings import SelectConfig
+from stages.ppo.reward_settings import RewardPart
+from stages.ppo.rewards import Reader, load_rewards
+from stages.select.settings import SelectConfig
+from stages.sft.candidates import PROMPTS, copy_model, read_index
 
 
 class Answers(NamedTuple):

@@ -1,7 +1,7 @@
 """Checkpoints of one SFT run to choose among: kept on the way, measured, the chosen one published.
 
 With `select: held_out_loss` they stay in the run directory. With `select: reward_model` they go into the published
-checkpoint's folder `candidates`, beside the prompts to choose by: the reward model, which `stages/select.py` asks, is
+checkpoint's folder `candidates`, beside the prompts to choose by: the reward model, which `stages/select` asks, is
 itself trained from that checkpoint.
 """
 
@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schema import Demonstration, Prompt, Records, dedup_prompts, prompt_messages, write_records
 from policy.language_model import save_checkpoint
-from policy.quantized import dequantize, is_quantized
-from stages.held_out_losses import RowLoss, write_losses
+from policy.memory.quantized import dequantize, is_quantized
 from stages.job import SEEN_PROMPTS, Job
-from stages.sft_settings import SftConfig
+from stages.sft.held_out_losses import RowLoss, write_losses
+from stages.sft.settings import SftConfig
 
 CANDIDATES = "candidates"  # folder of a run directory or of a checkpoint
 INDEX, PROMPTS = f"{CANDIDATES}/index.json", f"{CANDIDATES}/prompts.jsonl.gz"
@@ -81,7 +81,7 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def write_index(output: Path, earlier: Sequence[int], last: int, held_out: Records[Demonstration]) -> None:
-    """What `stages/select.py` reads: where each candidate is, and the prompts of the demonstrations kept back."""
+    """What `stages/select/stage.py` reads: where each candidate is, and the prompts of the demonstrations kept back."""
     places = {step: f"{CANDIDATES}/step-{step}" for step in earlier} | {last: "."}
     (output / CANDIDATES).mkdir(parents=True, exist_ok=True)
     (output / INDEX).write_text(json.dumps(places, indent=1) + "\n")

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from data_schema import Demonstration, Records
 from data_schema.few_shot import add_rationales, reword
 from data_schema.mixtures import load_mixture
-from stages.configs import SftConfig
-from stages.doctor.one_answer import one_answer_findings
+from stages.data_checks.one_answer import one_answer_findings
 from stages.job import Job, data_account, keep_back
+from stages.sft.settings import SftConfig
 
 logger = logging.getLogger("triptych.sft")
 

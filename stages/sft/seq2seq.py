@@ -1,6 +1,6 @@
 """Stage 1 for encoder-decoder models (FLAN, Wei et al. 2021; T0, Sanh et al. 2021), on Hugging Face's Seq2SeqTrainer.
 
-The same records, templates and settings as `stages/sft.py`. The loss is the token mean over the whole accumulated
+The same records, templates and settings as `stages/sft/stage.py`. The loss is the token mean over the whole accumulated
 batch, which the models' own loss, a mean per micro-batch, is not. Of a conversation the last answer is learned; the
 earlier ones are read by the encoder.
 """
@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from data_schema import Demonstration, Records
-from policy.checkpointing import checkpointed
 from policy.language_model import add_lora, choose_device, save_checkpoint
+from policy.memory.checkpointing import checkpointed
 from policy.seq2seq import (
     NO_LABEL,
     answer_token_logprobs,
@@ -32,12 +32,12 @@ from policy.seq2seq import (
     load_seq2seq_model,
     set_seq2seq_template,
 )
-from stages.configs import SftConfig
-from stages.demonstrations import load_demonstrations
 from stages.errors import ConfigError
-from stages.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
 from stages.job import Job, StageResult, write_seen_prompts
 from stages.optimizer import make_optimizer
+from stages.sft.demonstrations import load_demonstrations
+from stages.sft.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
+from stages.sft.settings import SftConfig
 from stages.trainer import RecordCallback, SortedWithinBatches, count_steps, split_batch, trainer_arguments
 
 logger = logging.getLogger("triptych.sft")

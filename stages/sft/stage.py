@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from trl import SFTConfig
 
 from data_schema import Demonstration, Document, Records, load_all
-from policy.checkpointing import checkpointed
 from policy.encoding import encode, pad, set_template
 from policy.errors import ModelError
 from policy.language_model import (
@@ -28,19 +27,17 @@ from policy.language_model import (
     load_language_model,
     save_checkpoint,
 )
-from policy.logprobs import token_logprobs_from_hidden
+from policy.maths.logprobs import token_logprobs_from_hidden
+from policy.memory.checkpointing import checkpointed
+from policy.memory.quantized import quantize_nf4
 from policy.packing import reads_packed
 from policy.pretraining import pack_documents
-from policy.quantized import quantize_nf4
-from policy.rollout import output_head
-from stages import sft_seq2seq
-from stages.configs import SftConfig
-from stages.demonstrations import load_demonstrations
+from policy.sampling.rollout import output_head
 from stages.errors import ConfigError
-from stages.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.optimizer import make_optimizer
-from stages.sft_candidates import (
+from stages.sft import seq2seq as sft_seq2seq
+from stages.sft.candidates import (
     Candidate,
     candidate_folder,
     candidate_steps,
@@ -49,7 +46,10 @@ from stages.sft_candidates import (
     whole_model,
     write_index,
 )
-from stages.sft_trainer import (
+from stages.sft.demonstrations import load_demonstrations
+from stages.sft.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
+from stages.sft.settings import SftConfig
+from stages.sft.trainer import (
     IGNORED,
     CandidateCallback,
     DemonstrationTrainer,

@@ -18,7 +18,7 @@ from stages.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from stages.doctor.inspection import Tokens
+    from stages.data_checks.inspection import Tokens
 
 # What a format gives best stands first: a pair is also a demonstration and a prompt.
 KINDS: tuple[type, ...] = (Comparison, Demonstration, Document, Prompt)
@@ -47,12 +47,12 @@ def inspect(options: argparse.Namespace) -> None:
     if records.kind is Document:
         max_length = None  # documents are cut into rows, none is too long
 
-    from stages.doctor.inspection import examine
+    from stages.data_checks.inspection import examine
 
     report = examine(records, options.sources, tokens, max_length, against)
     rows: list[Any] = []
     if not options.json or options.html:
-        from stages.doctor.view import html_page, print_report, views
+        from workbench.inspect.view import html_page, print_report, views
 
         rows = list(views((records[i] for i in range(min(options.rows, len(records)))), tokens))
     if options.html:
@@ -107,7 +107,7 @@ def best_kind(source: Source) -> type:
 def load_tokens(name: str, template: str | None, pad_token: str | None) -> Tokens:
     """The tokenizer with its template set: the one that is named, or its own, or "plain"."""
     from policy.encoding import set_template
-    from stages.doctor.inspection import Tokens
+    from stages.data_checks.inspection import Tokens
 
     tokenizer = _load_tokenizer(name)
     if pad_token is not None:

@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from data_schema import Demonstration, Document, Message, Record
-from stages.doctor.findings import SEVERITIES
-from stages.doctor.inspection import Report, Tokens
-from stages.doctor.lengths import conversations, histogram, learned, quantiles
-from stages.doctor.tokenizer_checks import encode_rows
+from stages.data_checks.findings import SEVERITIES
+from stages.data_checks.inspection import Report, Tokens
+from stages.data_checks.lengths import conversations, histogram, learned, quantiles
+from stages.data_checks.tokenizer_checks import encode_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

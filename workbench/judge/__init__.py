@@ -1,1 +1,1 @@
-"""A reward model looked at before PPO trusts it: `triptych judge`, `score` and `labeler-folds`."""
+"""`triptych judge`, `score` and `labeler-folds`: how far a reward model can be trusted."""

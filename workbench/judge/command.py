@@ -20,15 +20,15 @@ from checkpoint_store import CheckpointStore
 from data_schema import Comparison, Prompt, Records, Source, fingerprint, load_all, prompt_text, read_records
 from policy.language_model import load_language_model
 from reward.agreement import agreement
-from stages.comparisons import HELD_OUT_FILE, distinct_answers, rank_answers
-from stages.configs import ComparisonsConfig
+from stages.comparisons.settings import ComparisonsConfig
+from stages.comparisons.stage import HELD_OUT_FILE, distinct_answers, rank_answers
 from stages.errors import ConfigError
 from stages.job import keep_back, prompt_hash, read_seen_prompts
-from stages.judge.measures import ScoredPairs, correlation, judge_scores, quarters, scored_pairs, table
-from stages.judge.page import print_judgement, write_page
-from stages.judge.scorer import Scorer, find_checkpoint, open_scorer, score_answers
 from stages.judging import load_judge
+from stages.reward_model.measures import ScoredPairs, correlation, judge_scores, quarters, scored_pairs, table
 from stages.settings import SamplingConfig
+from workbench.judge.page import print_judgement, write_page
+from workbench.judge.scorer import Scorer, find_checkpoint, open_scorer, score_answers
 
 logger = logging.getLogger("triptych.judge")
 CHUNK = 512  # comparisons whose ids stand in memory at a time

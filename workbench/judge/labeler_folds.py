@@ -21,18 +21,18 @@ from rich.table import Table
 
 from checkpoint_store import CheckpointStore
 from data_schema import Comparison, Records, Source, load_all, write_records
-from stages import reward_model
-from stages.configs import Recipe
+from pipeline.configs import Recipe
+from pipeline.plan import StagePlan, plan_pipeline
+from pipeline.recipe import load_recipe
+from pipeline.runner import check_parents, quiet_libraries
 from stages.errors import ConfigError
 from stages.job import Job, keep_back
-from stages.judge.command import score_comparisons
-from stages.judge.measures import judge_scores
-from stages.judge.scorer import open_scorer
-from stages.pipeline import check_parents, quiet_libraries
-from stages.plan import StagePlan, plan_pipeline
-from stages.recipe import load_recipe
+from stages.reward_model import stage as reward_model
+from stages.reward_model.measures import judge_scores
 from stages.statistics import mean_with_standard_error
 from stages.tracking import Tracker
+from workbench.judge.command import score_comparisons
+from workbench.judge.scorer import open_scorer
 
 RESULT_FILE = "labeler_folds.json"
 KEPT = ("pair_accuracy", "pair_accuracy_low", "pair_accuracy_high", "longer_wins_accuracy", "n", "n_prompts")

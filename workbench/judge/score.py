@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from data_schema import Comparison, DataError, Demonstration, Prompt, Record
 from data_schema.files import rows_or_errors
-from data_schema.format_parts import Drop, Origin, prompt_of
-from data_schema.formats import FORMATS, check_format_name, recognise
+from data_schema.formats.parts import Drop, Origin, prompt_of
+from data_schema.formats.table import FORMATS, check_format_name, recognise
 from data_schema.records import check_list, check_text
 from stages.errors import ConfigError
-from stages.judge.scorer import Asked, Scored, Scorer, open_scorer, score_answers
+from workbench.judge.scorer import Asked, Scored, Scorer, open_scorer, score_answers
 
 logger = logging.getLogger("triptych.score")
 CHUNK = 256  # rows written at a time; what a kill loses at most

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from checkpoint_store import CheckpointStore, Manifest, StoreError
 from data_schema import Message
+from pipeline.plan import model_fingerprint
 from policy.encoding import encode_answers
 from policy.language_model import check_special_tokens, choose_device, load_tokenizer, positions
 from reward.ensemble import Member, ensemble_scores, read_members
 from reward.invariance import check_scores_are_independent
 from reward.scalar_model import load_scalar_model
 from stages.errors import ConfigError
-from stages.plan import model_fingerprint
 
 Asked = tuple[Sequence[Message], Sequence[str]]  # a prompt, and answers to it
 

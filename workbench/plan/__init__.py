@@ -1,1 +1,1 @@
-"""What PPO needs, predicted (`triptych plan`), and what to do where memory runs out."""
+"""`triptych plan`: PPO's memory and time, predicted."""

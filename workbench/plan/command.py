@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from stages.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stages.memory.prediction import MemoryPlan
-    from stages.ppo_settings import PpoConfig
+    from stages.ppo.settings import PpoConfig
+    from workbench.plan.prediction import MemoryPlan
 
 MB = 1e6
 
@@ -30,7 +30,7 @@ def command(words: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object, in bytes and seconds")
     options, overrides = parser.parse_known_args(words)
 
-    from stages.recipe import load_recipe
+    from pipeline.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
     if recipe.ppo is None:
@@ -38,10 +38,10 @@ def command(words: Sequence[str]) -> None:
             f"{options.recipe} has no section ppo, and that is what a plan is made of; name another recipe"
         )
 
-    from stages.memory.prediction import predict  # with it come the libraries that a run has in memory
-    from stages.memory.process import heap_holes, process_bytes
-    from stages.memory.timing import predict_seconds
-    from stages.reward_settings import reads_pipelines
+    from stages.ppo.reward_settings import reads_pipelines
+    from workbench.plan.prediction import predict  # with it come the libraries that a run has in memory
+    from workbench.plan.process import heap_holes, process_bytes
+    from workbench.plan.timing import predict_seconds
 
     process = process_bytes(recipe.ppo)
     model = options.model or recipe.ppo.sft or recipe.sft.base_model

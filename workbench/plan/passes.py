@@ -21,15 +21,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from policy.checkpointing import checkpointed
 from policy.language_model import add_lora
-from policy.logprobs import token_logprobs_from_hidden
-from policy.rollout import output_head
+from policy.maths.logprobs import token_logprobs_from_hidden
+from policy.memory.checkpointing import checkpointed
+from policy.sampling.rollout import output_head
 from reward.adapter import scalar_model_over
 from reward.frozen_layers import cut_config
 from reward.scalar_model import scalar_head
-from stages.memory.out_of_memory import micro_batch
-from stages.ppo_settings import PpoConfig
+from stages.ppo.out_of_memory import micro_batch
+from stages.ppo.settings import PpoConfig
 from stages.settings import OptimizerConfig
 
 
@@ -101,7 +101,7 @@ def sample(meter: Meter, model: PreTrainedModel, config: PpoConfig, prompt: int)
 
 
 def policy_pass(model: PreTrainedModel, rows: int, prompt: int, response: int) -> Tensor:
-    """As policy.rollout.response_logprobs, of rows that are all of the same length."""
+    """As policy.sampling.rollout.response_logprobs, of rows that are all of the same length."""
     ids = torch.zeros(rows, prompt + response, dtype=torch.long, device=model.device)
     hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[:, prompt - 1 : -1].flatten(0, 1)
     return token_logprobs_from_hidden(hidden, output_head(model), ids[:, prompt:].flatten()).logprobs

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from policy.language_model import load_config
-from stages.memory.live import LiveMemory
-from stages.memory.out_of_memory import micro_batch
-from stages.memory.passes import Models, read, sample, size, update
-from stages.ppo_settings import PpoConfig
+from stages.ppo.out_of_memory import micro_batch
+from stages.ppo.settings import PpoConfig
+from workbench.plan.live import LiveMemory
+from workbench.plan.passes import Models, read, sample, size, update
 
 CHUNK = 1024  # rows of logits that token_logprobs_from_hidden holds at once
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from policy.heap import WORTH_IT, keep_freed_memory
 from policy.language_model import choose_device
-from stages.memory.passes import Models, policy_pass, value_pass
-from stages.memory.prediction import MemoryPlan
-from stages.ppo_settings import PpoConfig
+from policy.memory.heap import WORTH_IT
+from stages.ppo.settings import PpoConfig
+from workbench.plan.passes import Models, policy_pass, value_pass
+from workbench.plan.prediction import MemoryPlan
 
 KEPT = 0.4  # .32 and .45 with SmolLM2-135M, 16 and 8 episodes a pass
 
@@ -37,12 +37,6 @@ def process_bytes(config: PpoConfig) -> int:
         forward(model, 16, 32, 32).sum().backward()
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.is_file() else peak_bytes()
-
-
-def hold_freed_memory(config: PpoConfig, device: torch.device) -> None:
-    """Keep what is freed where PPO trains whole models; with adapters memory is worth more than time."""
-    if config.lora is None:
-        keep_freed_memory(device)
 
 
 def heap_holes(config: PpoConfig, plan: MemoryPlan) -> int:

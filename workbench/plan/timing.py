@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from policy.heap import give_back_free_memory
 from policy.language_model import choose_device, load_config
+from policy.memory.heap import give_back_free_memory
 from stages.errors import ConfigError
-from stages.memory.out_of_memory import ran_out_of_memory
-from stages.memory.passes import Models, read, sample, update
-from stages.memory.process import hold_freed_memory
 from stages.optimizer import make_optimizer
-from stages.ppo_settings import PpoConfig
+from stages.ppo.learner import hold_freed_memory
+from stages.ppo.out_of_memory import ran_out_of_memory
+from stages.ppo.settings import PpoConfig
 from stages.settings import OptimizerConfig
+from workbench.plan.passes import Models, read, sample, update
 
 TRIES, ENOUGH = 15, 1.5  # of a pass at most, and seconds after which it is tried no more
 

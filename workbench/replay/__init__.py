@@ -1,1 +1,1 @@
-"""An iteration of PPO once more, bit for bit: `triptych replay`."""
+"""`triptych replay`: a recorded PPO iteration repeated bit for bit."""

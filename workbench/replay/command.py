@@ -14,29 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError
 
-Number = float | str | None  # a text says why an iteration stopped; None: there is no such number
+if TYPE_CHECKING:
+    from workbench.replay.view import Number, Replay
+
 NO_NUMBERS: dict[str, float] = {}
-
-
-class Difference(NamedTuple):
-    """The first number that did not come back."""
-
-    iteration: int
-    minibatch: int | None  # None: a number of the whole iteration, in metrics.jsonl
-    name: str
-    recorded: Number
-    replayed: Number
-
-
-class Replay(NamedTuple):
-    began_after: int  # the iteration whose snapshot it began at; 0: the parents
-    compared: int  # numbers found equal
-    difference: Difference | None
-    metrics: dict[str, float]  # of the last iteration that was repeated; {} where that stopped
 
 
 def command(words: Sequence[str]) -> None:
@@ -60,10 +45,10 @@ def command(words: Sequence[str]) -> None:
 
     import torch  # the mistakes above are told at once
 
+    from pipeline.runner import quiet_libraries
     from policy.language_model import load_tokenizer
-    from stages.pipeline import quiet_libraries
-    from stages.ppo_record import read_record, record_path
-    from stages.replay.view import as_json, episodes_of, print_replay
+    from stages.ppo.record import read_record, record_path
+    from workbench.replay.view import as_json, episodes_of, print_replay
 
     quiet_libraries()
     parents = find_parents(options.run, run["parents"])
@@ -111,10 +96,11 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
     from tqdm import tqdm
 
     from policy.errors import ModelError
-    from stages.ppo import improve
-    from stages.ppo_learner import begin
-    from stages.ppo_record import Steps, read_record, read_snapshot, record_path, snapshot_path
-    from stages.ppo_stop import check_experience
+    from stages.ppo.learner import begin
+    from stages.ppo.record import Steps, read_record, read_snapshot, record_path, snapshot_path
+    from stages.ppo.stage import improve
+    from stages.ppo.stop import check_experience
+    from workbench.replay.view import Difference, Replay
 
     config = read_config(run["config"])
     device = torch.device(run["device"])
@@ -189,7 +175,7 @@ def read_config(values: Mapping[str, Any]) -> Any:
     """The PpoConfig that `plain` took apart."""
     from jsonargparse import ArgumentParser
 
-    from stages.ppo_settings import PpoConfig
+    from stages.ppo.settings import PpoConfig
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PpoConfig, "ppo")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -13,11 +13,28 @@ from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from stages.doctor.view import visible
-from stages.ppo_record import Record
-from stages.replay.command import Replay
+from stages.ppo.record import Record
+from workbench.inspect.view import visible
 
+Number = float | str | None  # a text says why an iteration stopped; None: there is no such number
 COLUMNS = ("reward", "kl", "value", "advantage", "logprob")
+
+
+class Difference(NamedTuple):
+    """The first number that did not come back."""
+
+    iteration: int
+    minibatch: int | None  # None: a number of the whole iteration, in metrics.jsonl
+    name: str
+    recorded: Number
+    replayed: Number
+
+
+class Replay(NamedTuple):
+    began_after: int  # the iteration whose snapshot it began at; 0: the parents
+    compared: int  # numbers found equal
+    difference: Difference | None
+    metrics: dict[str, float]  # of the last iteration that was repeated; {} where that stopped
 
 
 def episodes_of(record: Record, tokenizer: PreTrainedTokenizerBase, pick: str, n: int) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""One recipe over a grid of overrides: `triptych sweep`."""
+"""`triptych sweep`: one recipe over a grid of settings."""

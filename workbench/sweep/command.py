@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoint_store import CheckpointStore, StoreError
 from data_schema import DataError
-from stages.configs import Recipe
+from pipeline.configs import Recipe
+from pipeline.plan import STAGES, StagePlan, plan_pipeline
+from pipeline.recipe import load_recipe
+from pipeline.runner import run_stages
 from stages.errors import ConfigError
-from stages.held_out_losses import read_losses
-from stages.pipeline import run_stages
-from stages.plan import STAGES, StagePlan, plain, plan_pipeline
-from stages.recipe import load_recipe
-from stages.sweep.report import Result, flat_numbers, print_sweep, print_sweep_plan, summarise_sweep, write_sweep
+from stages.settings import plain
+from stages.sft.held_out_losses import read_losses
+from workbench.sweep.report import Result, flat_numbers, print_sweep, print_sweep_plan, summarise_sweep, write_sweep
 
 if TYPE_CHECKING:
     from checkpoint_store import Manifest

@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.held_out_losses import RowLoss, bits_per_byte, compare_losses
-from stages.plan import StagePlan
+from pipeline.plan import StagePlan
+from stages.sft.held_out_losses import RowLoss, bits_per_byte, compare_losses
 from stages.statistics import mean_with_standard_error
 
 

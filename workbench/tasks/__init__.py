@@ -1,1 +1,1 @@
-"""Zero- and few-shot evaluation on held-out tasks: `triptych evaluate-tasks`."""
+"""`triptych evaluate-tasks`: zero- and few-shot evaluation on held-out tasks."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_schema import Source
 from stages.errors import ConfigError
-from stages.tasks.evaluation import TaskEvaluation, evaluate_tasks, write_samples
+from workbench.tasks.evaluation import TaskEvaluation, evaluate_tasks, write_samples
 
 SETTINGS = {field.name for field in fields(TaskEvaluation)} - {"models", "tasks"}
 
@@ -18,8 +18,8 @@ SETTINGS = {field.name for field in fields(TaskEvaluation)} - {"models", "tasks"
 def command(words: Sequence[str]) -> None:
     """`triptych evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...`"""
     options = parser().parse_args(words)
-    from stages.pipeline import quiet_libraries
-    from stages.tasks.report import as_json, print_report
+    from pipeline.runner import quiet_libraries
+    from workbench.tasks.report import as_json, print_report
 
     for path in filter(None, (options.json, options.samples)):
         if not path.parent.is_dir():  # after the work would be too late

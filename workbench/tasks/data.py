@@ -6,15 +6,12 @@ import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_schema import DataError, Demonstration, Message, prompt_text
 from data_schema.few_shot import FewShot, exchange, few_shot_prompt
-from data_schema.held_out import labels
+from data_schema.held_out import task_of
 from stages.job import prompt_hash
-
-NAME_FIELDS = ("task", "task_name")  # fields of meta that may name a row's task
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,6 @@ class Task(NamedTuple):
     examples: list[Example]
     n_rows: int  # of the data, before any was left out
     choices_from: str | None  # "meta" or "targets"; None where nothing is ranked
-
-
-def task_of(record: Demonstration, by: str | None) -> str:
-    """Meta's field `by`; without one meta's `task` or `task_name`, or the file, and the promptsource template."""
-    fields = (by,) if by else NAME_FIELDS
-    for field in fields:
-        if named := labels(record, field):
-            return named[0]
-    if by:
-        raise DataError(
-            f"{record.source}: row '{record.id}' has no '{by}' in meta; it has {', '.join(record.meta) or 'nothing'}",
-            field=by,
-        )
-    stem, separator, _ = record.id.partition(":")  # a record's id is the file's name and the row
-    file = stem if separator else Path(record.source).stem
-    return "/".join([file, *labels(record, "template")])
 
 
 def build_tasks(

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from data_schema import Source
     from policy.answer_likelihood import Question
-    from policy.greedy import GreedyAnswer
-    from stages.tasks.data import Example, Task
-    from stages.tasks.models import Reader
+    from policy.sampling.greedy import GreedyAnswer
+    from workbench.tasks.data import Example, Task
+    from workbench.tasks.models import Reader
 
 RANK, EXACT, ROUGE = "rank accuracy", "exact match", "ROUGE-L"
 METRICS = {"rank": (RANK,), "text": (EXACT, ROUGE)}
@@ -89,8 +89,8 @@ def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
     from data_schema import Demonstration, load_all
     from policy.language_model import choose_device
     from stages.job import read_seen_prompts
-    from stages.tasks.data import ChoiceRule, build_tasks
-    from stages.tasks.models import open_reader
+    from workbench.tasks.data import ChoiceRule, build_tasks
+    from workbench.tasks.models import open_reader
 
     device = choose_device(config.device)
     store = CheckpointStore(root / "store")
@@ -155,7 +155,7 @@ def measure(
 ) -> list[list[Row]]:
     """The rows of each task. All tasks are read together, so that rows of like length share a batch."""
     from policy.answer_likelihood import answer_logprobs
-    from policy.greedy import greedy_answers
+    from policy.sampling.greedy import greedy_answers
 
     ranked = [q for task, part in zip(tasks, questions, strict=True) if task.choices_from for q in part]
     written = [q.prompt for task, part in zip(tasks, questions, strict=True) if not task.choices_from for q in part]
@@ -189,7 +189,7 @@ def rank(example: Example, question: Question, sums: Sequence[float], config: Ta
 
 
 def compare(example: Example, answer: GreedyAnswer) -> Row:
-    from stages.tasks.metrics import exact_match, rouge_l
+    from workbench.tasks.metrics import exact_match, rouge_l
 
     found = {EXACT: exact_match(answer.text, example.references), ROUGE: rouge_l(answer.text, example.references)}
     return Row(answer.text, found, {"ended": answer.ended})

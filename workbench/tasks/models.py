@@ -16,7 +16,7 @@ from policy.errors import ModelError
 from policy.language_model import load_config, load_tokenizer, load_weights
 from policy.seq2seq import encode_answers_apart, set_seq2seq_template
 from stages.errors import ConfigError
-from stages.tasks.data import Example
+from workbench.tasks.data import Example
 
 
 class Reader(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stages.tasks.data import Task
-from stages.tasks.evaluation import EXACT, METRICS, RANK, Evaluation, Row, TaskEvaluation
-from stages.tasks.metrics import Estimate, mean, mean_of_tasks, share
+from workbench.tasks.data import Task
+from workbench.tasks.evaluation import EXACT, METRICS, RANK, Evaluation, Row, TaskEvaluation
+from workbench.tasks.metrics import Estimate, mean, mean_of_tasks, share
 
 WIDTH_IN_FILES = 240  # columns
 

@@ -1,0 +1,1 @@
+"""The formulas as pure functions on tensors: log-probabilities, KL, advantages, losses, schedules."""

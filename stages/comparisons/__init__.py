@@ -1,0 +1,1 @@
+"""Stage 2a: answers of the SFT model, sampled and ranked by code."""

@@ -1,0 +1,1 @@
+"""SFT and PPO compared on held-out prompts."""

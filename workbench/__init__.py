@@ -1,0 +1,1 @@
+"""The tools around a run, each a command; nothing below imports them."""

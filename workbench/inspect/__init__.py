@@ -1,0 +1,1 @@
+"""`triptych data inspect`: what a data set contains and what is wrong with it."""
