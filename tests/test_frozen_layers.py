@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_recipe import Chain, write_recipe
-from test_reward_model import CPU, config_of, train
+from test_reward_model_stage import CPU, config_of, train
 from test_shared_prompt import LLAMA, PAD, RAGGED, VOCABULARY, rankings, scalar_model
 from torch.nn.functional import logsigmoid
 from transformers import (

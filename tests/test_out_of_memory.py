@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain, job
-from test_ppo import CountingSgd, experienced, learning, roll_out, weights
+from test_ppo_stage import CountingSgd, experienced, learning, roll_out, weights
 from torch import Tensor, nn
 
 from pipeline.recipe import load_recipe

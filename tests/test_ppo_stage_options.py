@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain
-from test_ppo import (
+from test_ppo_stage import (
     UNCLIPPED,
     CountingSgd,
     Updated,

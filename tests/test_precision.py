@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain, write_recipe
-from test_ppo import config_of, experienced, roles_of, roll_out, run
-from test_replay import handlers_and_threads_put_back, replayed  # noqa: F401
+from test_ppo_stage import config_of, experienced, roles_of, roll_out, run
+from test_replay_command import handlers_and_threads_put_back, replayed  # noqa: F401
 
 from pipeline.__main__ import main
 from pipeline.recipe import load_recipe

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain, job, small_recipe, write_recipe
-from test_sft import gradient_of_one_step, train, weights, written
+from test_sft_stage import gradient_of_one_step, train, weights, written
 from tiny_models import quickstart_tokenizer, tiny_llama
 from transformers import AutoModelForCausalLM
 

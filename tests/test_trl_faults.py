@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_recipe import Chain
-from test_ppo import config_of, run
+from test_ppo_stage import config_of, run
 
 from data_schema import Prompt, dedup_prompts, load_all
 from pipeline.recipe import load_recipe
