@@ -1,12 +1,12 @@
-"""Alpaca-like rows to ready token batches: our data path against TRL's own preparation of the same rows.
+"""Compare our data preparation, from Alpaca-like rows to token batches, with TRL's preparation of the same rows.
 
     python benchmarks/data_preparation.py [--rows 10000 100000] [--repeats 3]
 
-Rows are made here (lengths as Alpaca's: a third with an input, answers of 60 words in the middle and 400 at the most).
-Ours reads the JSONL into records, renders the template, tokenizes, makes the loss mask, drops what is too long and
-collates every batch once; TRL's SFTTrainer prepares the same conversations with the same template and tokenizer and its
-loader collates every batch once. One process a run, in turn. Also: peak memory at either number of rows. The last line
-is one JSON object.
+Rows are generated with lengths as in Alpaca: a third have an input, answers have up to 400 words. Our side reads the
+JSONL into records, renders the template, tokenizes, computes the loss mask, drops rows that are too long and collates
+every batch once. TRL's SFTTrainer prepares the same conversations with the same template and tokenizer, and its loader
+collates every batch once. Runs alternate as separate processes. Peak memory is measured for each number of rows. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_LENGTH, BATCH = 512, 32
 
 
 def write_rows(path: Path, n: int) -> None:
-    """n invented instructions as Alpaca's JSON lines."""
+    """Write n random instructions as JSON lines in Alpaca's format."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
 
@@ -45,7 +45,7 @@ def write_rows(path: Path, n: int) -> None:
 
 
 def make_tokenizer(directory: Path) -> Any:
-    """Byte-level BPE of 4,096 entries, trained on rows as above."""
+    """Train a byte-level BPE tokenizer of 4,096 entries on such rows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -59,7 +59,7 @@ def make_tokenizer(directory: Path) -> Any:
 
 
 def ours(file: Path, tokenizer: Any) -> tuple[int, int]:
-    """-> (rows, tokens) collated."""
+    """Prepare with our code -> (rows, tokens) collated."""
     from data_schema import Demonstration, Source, load_all
     from stages.sft.stage import PackingCollator, encode_records
 
@@ -108,7 +108,7 @@ def trl(file: Path, tokenizer: Any) -> tuple[int, int]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """One side, measured; the libraries are loaded before the clock starts."""
+    """Measure one side; the libraries are loaded before the clock starts."""
     import datasets
     import torch
     import trl as _  # noqa: F401
@@ -131,10 +131,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="numbers of rows to measure")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--side", choices=["ours", "trl"], help="run this side alone and print its figures")
+    parser.add_argument("--side", choices=["ours", "trl"], help="run only this side and print its figures")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(run(options)))

@@ -1,14 +1,14 @@
-"""One batch element per prompt against shuffled pairs: which one overfits (InstructGPT 3.5)?
+"""Compare overfitting with one batch element per prompt and with shuffled pairs (InstructGPT 3.5).
 
     triptych sft --config recipes/quickstart.yaml --root out/k9
     triptych comparisons --config recipes/quickstart.yaml --comparisons.answers_per_prompt 9 \
         --comparisons.prompts.limit 800 --root out/k9
     python benchmarks/kwise_overfitting.py out/k9 quickstart [--epochs 3] [--out docs/images/kwise_overfitting.svg]
 
-The same rankings train the same reward model twice: as K-wise elements, and expanded into all their pairs, shuffled
-over the whole set. Both make as many optimiser steps on as many pairs each; shuffled, an answer is in K - 1 steps of an
-epoch where K-wise it is in one. Held-out log loss and accuracy after every part of an epoch go into one record a side.
-"""
+The same rankings train the same reward model twice: as K-wise elements (all pairs of a prompt together), and expanded
+into all their pairs, shuffled over the whole set. Both make the same number of steps with the same number of pairs.
+Shuffled, an answer occurs in K - 1 steps of an epoch; K-wise, in one. Held-out log loss and accuracy are recorded for
+each side several times per epoch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pairs import RESULTS, write_result  # noqa: E402
 
-LEARNING_RATE, PROMPTS, MEASURED_EACH = 1e-3, 16, 4  # prompts a step; measurements an epoch
+LEARNING_RATE, PROMPTS, MEASURED_EACH = 1e-3, 16, 4  # prompts per step; measurements per epoch
 
 
 def expanded(rankings: list[Any]) -> list[Any]:
-    """Every pair with a preference as a ranking of its own."""
+    """Turn every pair with a preference into a separate ranking."""
     from reward.ranking_loss import ranked_pairs
     from stages.reward_model.trainer import Ranking
 
@@ -93,10 +93,10 @@ def train(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="where the recipe's sft and comparisons are published")
-    parser.add_argument("recipe", help="its name")
+    parser.add_argument("root", type=Path, help="folder with the recipe's sft and comparisons checkpoints")
+    parser.add_argument("recipe", help="name of the recipe")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("docs/images/kwise_overfitting.svg"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/kwise_overfitting.svg"), help="picture to write")
     options = parser.parse_args()
 
     from checkpoint_store import CheckpointStore
@@ -121,7 +121,7 @@ def main() -> None:
     pairs = expanded(kwise)
     random.Random(0).shuffle(pairs)
     pairs_per_step = len(pairs) * PROMPTS // len(kwise)
-    print(f"{len(kwise)} rankings, {len(pairs)} pairs, {pairs_per_step} of them a step", file=sys.stderr)
+    print(f"{len(kwise)} rankings, {len(pairs)} pairs, {pairs_per_step} pairs per step", file=sys.stderr)
     pad_id = tokenizer.pad_token_id
     sides = {"K-wise elements": (kwise, PROMPTS), "shuffled pairs": (pairs, pairs_per_step)}
     found = {name: train(sft, rows, n, held_out, pad_id, options.epochs) for name, (rows, n) in sides.items()}

@@ -1,11 +1,11 @@
-"""Rankings of K answers: our reward-model trainer against TRL's RewardTrainer on the expanded pairs, same rankings.
+"""Compare our reward-model trainer on rankings of K answers with TRL's RewardTrainer on all pairs of these rankings.
 
     python benchmarks/kwise_speed.py [--model tiny|DIR] [--k 4 9] [--repeats 3]
 
-Both train the same model on the same prompts for the same optimiser steps, each as a process of its own, in turn. TRL
-reads both answers of every pair, K (K - 1) texts a prompt; we read a prompt and each answer once. Seconds are those
-of the steps after the first. Gradient checkpointing is off on both sides; TRL's micro-batch holds about as many tokens
-as ours. The last line is one JSON object.
+Both train the same model on the same prompts for the same number of steps and alternate as separate processes. TRL
+reads both answers of every pair, K (K - 1) texts per prompt; we read a prompt and each answer once. The first step is
+not timed. Gradient checkpointing is off on both sides; TRL's micro-batch has about as many tokens as ours. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pairs import model_name, peak_memory, ratio, run_sides, write_result  # noqa: E402
 
 VOCABULARY, PAD, EOS = 4096, 0, 2
-PROMPT_TOKENS, ANSWER_TOKENS = (32, 96), (16, 48)  # uniform between the two
+PROMPT_TOKENS, ANSWER_TOKENS = (32, 96), (16, 48)  # uniform between these bounds
 
 
 def rankings(n: int, k: int, seed: int) -> list[tuple[list[int], list[list[int]], list[int]]]:
-    """(prompt, answers, ranks) in random ids; every rank once."""
+    """Make n (prompt, answers, ranks) of random ids, without ties."""
     import random
 
     rng = random.Random(seed)
@@ -59,7 +59,7 @@ def make_model(name: str) -> Any:
 
 
 def make_tokenizer() -> Any:
-    """TRL wants one; the data are ids already."""
+    """Make a tokenizer, which TRL requires although the data are already ids."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -87,7 +87,7 @@ def settings(options: argparse.Namespace, rows: int, accumulate: int) -> dict[st
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """One side, measured."""
+    """Measure one side."""
     import torch
     from transformers import TrainerCallback, TrainingArguments
 
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for prompt, answers, ranks in data
             for i, j in ((a, b) if ranks[a] < ranks[b] else (b, a) for a, b in combinations(range(len(answers)), 2))
         ]
-        # About as many tokens a forward pass as ours.
+        # About as many tokens per forward pass as ours.
         length = (sum(PROMPT_TOKENS) + sum(ANSWER_TOKENS)) // 2
         pairs_per_step = len(pairs) // (options.steps + 1)
         at_once = max(
@@ -146,13 +146,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="'tiny' (Llama, 4 layers of width 256) or a model directory")
-    parser.add_argument("--k", type=int, nargs="+", default=[4, 9])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help="optimiser steps that are timed")
-    parser.add_argument("--prompts", type=int, default=8, help="per optimiser step")
-    parser.add_argument("--tokens", type=int, default=4096, help="at most so many in a forward pass")
+    parser.add_argument("--k", type=int, nargs="+", default=[4, 9], help="numbers of answers per ranking to measure")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
+    parser.add_argument("--steps", type=int, default=8, help="timed optimiser steps")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per optimiser step")
+    parser.add_argument("--tokens", type=int, default=4096, help="maximum number of tokens in a forward pass")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--side", choices=["ours", "trl"], help="run this side alone and print its figures")
+    parser.add_argument("--side", choices=["ours", "trl"], help="run only this side and print its figures")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(run(options)))

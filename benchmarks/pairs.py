@@ -1,6 +1,6 @@
-"""Two programs on the same work, as whole processes in turn (A B A B): what every benchmark here shares.
+"""Shared by all benchmarks here: run two programs on the same work, as whole processes that alternate (A B A B).
 
-Machines are shared and drift, so a figure is the median of the ratios of neighbouring runs, never one absolute time.
+Machines are shared and their speed drifts, so a result is the median ratio of neighbouring runs, never a single time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(commands: Mapping[str, Sequence[str]], repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """Run each command `repeats` times in turn; each prints one JSON object as its last line."""
+    """Run each command `repeats` times, alternating; each prints one JSON object as its last line."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for repeat in range(repeats):
         for name, command in commands.items():
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
             if done.returncode:
                 sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
-            # Some trainers print after the run; the object may stand on several lines, as the last thing printed.
+            # Some trainers print after the run, and the object may span several lines.
             found[name].append(last_object(done.stdout))
             shown = {key: value for key, value in found[name][-1].items() if isinstance(value, (int, float))}
             told = ", ".join(f"{key} {value:.4g}" for key, value in shown.items())
@@ -37,7 +37,7 @@ def alternate(commands: Mapping[str, Sequence[str]], repeats: int) -> dict[str, 
 
 
 def last_object(output: str) -> dict[str, Any]:
-    """The JSON object that the output ends with."""
+    """Return the last JSON object in the output."""
     decoder = json.JSONDecoder()
     for start in [i for i, line in enumerate(output.splitlines()) if line.startswith("{")]:
         try:
@@ -52,14 +52,14 @@ def last_object(output: str) -> dict[str, Any]:
 def run_sides(
     program: str, sides: Sequence[str], options: argparse.Namespace, names: Sequence[str], repeats: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Both sides of a benchmark that runs one alone under `--side`, in turn, with the options named."""
+    """Run both sides of a benchmark in alternation; `--side` selects one, and the named options are passed on."""
     return alternate(
         {side: [sys.executable, program, *forward(options, names), "--side", side] for side in sides}, repeats
     )
 
 
 def forward(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """The named options as command-line words."""
+    """Turn the named options into command-line words."""
     words = []
     for name in names:
         value = getattr(options, name)
@@ -68,12 +68,12 @@ def forward(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
 
 
 def ratio(found: Mapping[str, Sequence[Mapping[str, Any]]], name: str, above: str, below: str) -> float:
-    """Median over neighbouring runs of one figure, side `above` over side `below`."""
+    """Median over neighbouring runs of one figure's ratio, side `above` divided by side `below`."""
     return median_ratio(*([run[name] for run in found[side]] for side in (above, below)))
 
 
 def model_name(model: str) -> str:
-    """'tiny', or the name of a model's directory, for results."""
+    """The model's name in results: 'tiny', or the name of its directory."""
     return "tiny" if model == "tiny" else Path(model).name.lower()
 
 
@@ -83,7 +83,7 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def peak_memory() -> int:
-    """Peak resident bytes of this process, or of the GPU where one is used."""
+    """Peak resident bytes of this process, or peak allocated bytes on the GPU if there is one."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
@@ -91,7 +91,7 @@ def peak_memory() -> int:
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> None:
-    """results/<name>.json, with the machine and the commit it was measured on."""
+    """Write results/<name>.json, with the machine and the commit it was measured on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout
     processor = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),

@@ -1,10 +1,10 @@
-"""What `triptych plan` predicts against what PPO then takes, configuration by configuration.
+"""Compare the memory and seconds that `triptych plan` predicts with those that PPO takes, for several configurations.
 
     python benchmarks/ppo_memory.py [--model DIR] [--only NAME] [--rounds N]
 
-Each runs as a process of its own: four iterations of PPO's rollout, reading and update on random weights and prompts,
-then its peak of resident memory; then, in turn, the plan's prediction of the seconds and three iterations more. DIR is
-SmolLM2-135M's directory. The last line is one JSON object.
+Each configuration runs in a process of its own. It makes four PPO iterations (rollout, reading, update) on random
+weights and prompts, then reads the peak of resident memory. After that, N rounds each predict the seconds and time
+three more iterations. DIR is SmolLM2-135M's directory. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PHASES = ("sampling", "reading", "update")
 
 
 def cases() -> dict[str, tuple[bool, dict[str, Any], int]]:
-    """Name -> (whether with SmolLM2, PPO's settings, tokens of a prompt)."""
+    """Name -> (whether it uses SmolLM2, PPO's settings, tokens of a prompt)."""
     from stages.settings import LoraConfig, SamplingConfig
 
     lora = {"lora": LoraConfig(16, 32.0), "rollout_batch": 8, "minibatches": 1, "micro_batch": 4}
@@ -55,7 +55,7 @@ def configured(name: str, model: str) -> tuple[Any, str, int]:
 
 
 def make_roles(model: str, config: Any) -> Any:
-    """The four roles with random weights; what the reward model was trained to does not matter here."""
+    """Make the four roles with random weights; the reward model's training does not matter here."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from policy.language_model import add_lora
@@ -91,7 +91,7 @@ def make_roles(model: str, config: Any) -> Any:
 
 
 def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
-    """Run one configuration in this process: its peak after four iterations, then prediction and iterations in turn."""
+    """Measure one configuration in this process: peak after four iterations, then alternate predictions and timings."""
     import torch
 
     from policy.memory.checkpointing import checkpointed
@@ -117,7 +117,7 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
             max_new_tokens=config.sampling.max_new_tokens,
             temperature=1.0,
             batch_size=config.sampling.batch_size,
-            eos_id=-1,  # never drawn
+            eos_id=-1,  # never sampled
             pad_id=0,
             rng=rng,
         )
@@ -134,7 +134,7 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
 
     for _ in range(4):
         iterate()
-    peak = peak_memory()  # the prediction's models come after it
+    peak = peak_memory()  # read before the prediction loads its own models
     times = [(predicted_seconds(config, chosen, prompt), medians(iterate() for _ in range(3))) for _ in range(rounds)]
     return {"peak": peak, "seconds": times}
 
@@ -144,7 +144,7 @@ def medians(rows: Iterable[Sequence[float]]) -> list[float]:
 
 
 def predicted_seconds(config: Any, model: str, prompt: int) -> list[float]:
-    """Of PHASES, in order."""
+    """Predicted seconds of PHASES, in order."""
     from workbench.plan.timing import predict_seconds
 
     found = predict_seconds(config, model, prompt)
@@ -152,7 +152,7 @@ def predicted_seconds(config: Any, model: str, prompt: int) -> list[float]:
 
 
 def predicted_bytes(name: str, model: str) -> dict[str, int]:
-    """What the plan says of one configuration's memory."""
+    """The plan's memory prediction for one configuration."""
     from workbench.plan.prediction import predict
     from workbench.plan.process import heap_holes, process_bytes
 
@@ -162,8 +162,8 @@ def predicted_bytes(name: str, model: str) -> dict[str, int]:
 
 
 def compare(name: str, model: str, rounds: int) -> dict[str, Any]:
-    """Predict it and run it, each in a process of its own: a child's peak is at least its parent's size. Seconds are of
-    the round with the median ratio; a round is one process's, as two here differ by half and more."""
+    """Predict and run a configuration in separate processes, since a child's peak is at least its parent's size. Seconds
+    are those of the round with the median ratio; within a round one process does both, as two differ by half or more."""
     found = {}
     for what in ("predict", "run"):
         words = [sys.executable, __file__, "--model", model, "--rounds", str(rounds), f"--{what}", name]
@@ -187,8 +187,8 @@ def compare(name: str, model: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/smollm2-135m", help="SmolLM2-135M's directory")
-    parser.add_argument("--only", help="one configuration")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="run only this configuration; its result is not written")
+    parser.add_argument("--rounds", type=int, default=3, help="predictions and timings per configuration")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--predict", help=argparse.SUPPRESS)
     options = parser.parse_args()

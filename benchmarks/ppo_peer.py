@@ -1,7 +1,7 @@
-"""The peer's side of ppo_step_speed.py, for the Python of an environment that has TRL 1.12: its PPOTrainer on the same
-work. ppo_step_speed.py runs it; by itself it prints one JSON object.
+"""TRL's side of ppo_step_speed.py: the PPOTrainer of TRL 1.12 on the same work, run by a Python that has this version.
+ppo_step_speed.py runs it; run directly, it prints one JSON object.
 
-Seconds of a step: `rollout` is batch_generation; `evaluate` what comes after it without gradients; `update` the rest.
+Seconds of a step: `rollout` is batch_generation; `evaluate` the passes without gradients after it; `update` the rest.
 The first step is not counted.
 """
 
@@ -18,7 +18,7 @@ from pairs import peak_memory
 
 
 def tiny_shape(vocabulary: int) -> dict[str, Any]:
-    """Of the tiny Llama."""
+    """Config of the tiny Llama."""
     return {
         "vocab_size": vocabulary, "hidden_size": 256, "intermediate_size": 672, "num_hidden_layers": 4,
         "num_attention_heads": 4, "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -26,7 +26,7 @@ def tiny_shape(vocabulary: int) -> dict[str, Any]:
 
 
 def make_models(options: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """-> (tokenizer, [policy, reference, value, reward]); `tiny` is a random Llama of `tiny_shape`."""
+    """Make -> (tokenizer, [policy, reference, value, reward]); `tiny` is a random Llama of `tiny_shape`."""
     from tokenizers import Tokenizer, models
     from transformers import (
         AutoModelForCausalLM,
@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer, (policy, reference, value, reward) = make_models(options)
     for model in (policy, reference, value, reward):
         model.config.pad_token_id = tokenizer.pad_token_id
-    steps = options.episodes // options.batch + 1  # the first warms up
-    # One batch more than is used: accelerate treats a loader's last one apart.
+    steps = options.episodes // options.batch + 1  # the first is a warm-up
+    # One batch more than needed: accelerate treats a loader's last batch differently.
     vocabulary = policy.config.vocab_size
     size = ((steps + 1) * options.batch, options.prompt_len)
     ids = torch.randint(32 if vocabulary > 1000 else 8, vocabulary, size)
@@ -136,23 +136,23 @@ class Clock:
         self.after.append(dict(self.spent))
 
     def after_first(self) -> tuple[float, dict[str, float]]:
-        """-> (seconds of all steps but the first, by phase)."""
+        """-> (seconds of all steps except the first, seconds by phase)."""
         wall = self.ends[-1] - self.ends[1]
         phases = {phase: self.after[-1][phase] - self.after[1][phase] for phase in self.spent}
         return wall, {**phases, "update": wall - sum(phases.values())}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Of the work that both sides do."""
+    """Add the options that define the work of both sides."""
     parser.add_argument("--model", default="tiny", help="'tiny' or a model directory")
     parser.add_argument("--episodes", type=int, default=64, help="measured episodes, a multiple of --batch")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--micro", type=int, default=16, help="episodes a forward pass")
-    parser.add_argument("--prompt-len", type=int, default=32)
-    parser.add_argument("--response-len", type=int, default=32)
-    parser.add_argument("--ppo-epochs", type=int, default=4)
-    parser.add_argument("--stop", choices=["none", "eos"], default="none", help="eos: answers end where EOS is drawn")
-    parser.add_argument("--tiny-vocab", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=16, help="episodes per PPO step")
+    parser.add_argument("--micro", type=int, default=16, help="episodes per forward pass")
+    parser.add_argument("--prompt-len", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--response-len", type=int, default=32, help="tokens of an answer, at most")
+    parser.add_argument("--ppo-epochs", type=int, default=4, help="epochs over a step's episodes")
+    parser.add_argument("--stop", choices=["none", "eos"], default="none", help="eos: a sampled EOS ends the answer")
+    parser.add_argument("--tiny-vocab", type=int, default=4096, help="vocabulary size of the tiny model")
     parser.add_argument("--threads", type=int, default=2)
 
 

@@ -1,12 +1,12 @@
-"""A PPO step against the last PPO trainer that TRL had (1.12): same model, prompts, lengths, batch and epochs.
+"""Compare our PPO step with TRL's last PPO trainer (1.12): same model, prompts, lengths, batch and epochs.
 
     python benchmarks/ppo_step_speed.py --peer-python PATH [--model tiny|DIR] [--repeats 3] [--prompt-len 32]
         [--response-len 32] [--batch 16] [--micro 16] [--ppo-epochs 4] [--stop none|eos] [--lora 0]
 
-PATH is the Python of an environment that has TRL 1.12 (`pip install trl==1.12.0` beside the same torch and
-transformers); ppo_peer.py runs its PPOTrainer there on the same work. Both sides train policy and value in full (or
-ours adapters, with --lora), run as whole processes in turn, and drop their first update. Ragged answers: --stop eos
-with --tiny-vocab 32, where a random model ends an answer after 32 tokens on average. The last line is one JSON object.
+PATH is the Python of an environment with TRL 1.12 (`pip install trl==1.12.0`) and the same torch and transformers as
+here; ppo_peer.py runs its PPOTrainer there. Both sides train policy and value in full (with --lora, our side trains
+adapters), alternate as whole processes and do not count the first update. For answers of different lengths use --stop
+eos --tiny-vocab 32: a random model then ends an answer after 32 tokens on average. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pairs import alternate, forward, median_ratio, model_name, peak_memory, write_result  # noqa: E402
 from ppo_peer import add_options, tiny_shape  # noqa: E402
 
-# The work, which both sides are told in the same words.
+# Options that define the work; both sides get the same ones.
 SHARED = (
     "model",
     "episodes",
@@ -45,7 +45,7 @@ OURS = ("lora", "our_micro")
 
 
 def make_roles(options: argparse.Namespace) -> Any:
-    """The four roles; `tiny` is a random Llama of 4 layers and width 256, as the peer makes it."""
+    """Make the four roles; `tiny` is a random Llama of 4 layers and width 256, as in ppo_peer.py."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
@@ -69,7 +69,7 @@ def make_roles(options: argparse.Namespace) -> Any:
         policy = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
         value = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=torch.float32)
     store_normalisation(value, RewardNormalisation())
-    if options.lora:  # four roles over one copy of the weights, as ppo.shared_backbone makes them
+    if options.lora:  # four roles over one copy of the weights, as with ppo.shared_backbone
         backbone, policy = policy, share_weights(policy)
         adapters = add_lora(policy, options.lora, 2 * options.lora, "all-linear", "CAUSAL_LM")
         scalars = [
@@ -82,7 +82,7 @@ def make_roles(options: argparse.Namespace) -> Any:
 
 
 def whole_models(tokenizer: Any, policy: Any, value: Any) -> Any:
-    """Four roles, reference and reward model from checkpoints, where they stay while they are not read."""
+    """Make four roles; reference and reward model have checkpoints, where their weights stay while not in use."""
     from stages.ppo.roles import Roles, frozen_on_disk
 
     places = [Path(tempfile.mkdtemp()) for _ in range(2)]
@@ -98,7 +98,7 @@ def whole_models(tokenizer: Any, policy: Any, value: Any) -> Any:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Our side, measured."""
+    """Measure our side."""
     import torch
 
     from data_schema import Message, Prompt, Source
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     tokens, started = 0, 0.0
     profiler = contextlib.ExitStack()
     for i in range(n_updates):
-        if i == 1:  # the first one warms up
+        if i == 1:  # the first update is a warm-up
             if options.profile:
                 profile = profiler.enter_context(torch.profiler.profile(with_flops=True))
             seconds, tokens, started = dict.fromkeys(seconds, 0.0), 0, time.perf_counter()
@@ -164,7 +164,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def where_time_goes(profile: Any, threads: int) -> dict[str, Any]:
-    """Shares of the measured time by kind of operation, and the speed of matrix products beside the machine's best."""
+    """Shares of the measured time by kind of operation, and the speed of matrix products and the machine's best."""
     import torch
 
     kinds = {
@@ -197,15 +197,17 @@ def where_time_goes(profile: Any, threads: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", type=Path, help="Python with TRL 1.12")
-    parser.add_argument("--peer-script", type=Path, default=Path(__file__).with_name("ppo_peer.py"), help="another one")
+    parser.add_argument("--peer-script", type=Path, default=Path(__file__).with_name("ppo_peer.py"), help="TRL's side")
     add_options(parser)
-    parser.add_argument("--lora", type=int, default=0, help="rank of our adapters; the peer trains in full")
+    parser.add_argument("--lora", type=int, default=0, help="rank of our adapters; 0: none. TRL trains in full")
     parser.add_argument(
-        "--our-micro", type=int, help="on our side (default: --micro, with --lora half of it; the gradient is the same)"
+        "--our-micro",
+        type=int,
+        help="our --micro (default: the same; with --lora half of it); the gradient is the same",
     )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--ours", action="store_true", help="run our side alone and print its figures")
-    parser.add_argument("--profile", action="store_true", help="with --ours: also where the time goes")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
+    parser.add_argument("--ours", action="store_true", help="run only our side and print its figures")
+    parser.add_argument("--profile", action="store_true", help="with --ours: also report time by kind of operation")
     options = parser.parse_args()
     options.micro = min(options.micro, options.batch)
     options.our_micro = options.our_micro or (max(1, options.micro // 2) if options.lora else options.micro)
@@ -213,7 +215,7 @@ def main() -> None:
         print(json.dumps(run(options)))
         return
     if not options.peer_python:
-        parser.error("name --peer-python, or --ours for our side alone")
+        parser.error("give --peer-python, or --ours to run only our side")
     common = forward(options, SHARED)
     found = alternate(
         {

@@ -1,12 +1,12 @@
-"""What pretraining text in PPO (PPO-ptx) keeps: held-out text's loss, gold score and KL, by the text's coefficient.
+"""Measure how pretraining text in PPO (PPO-ptx) limits forgetting: held-out loss, gold score and KL by coefficient.
 
     python benchmarks/ptx_forgetting.py out [--seed 0] [--out docs/images/ptx.svg]
 
 Runs recipes/quickstart.yaml under the root `out`, where finished stages are skipped, and its PPO stage once for each of
-VARIANTS. The loss is in nats per token, end of text included, over documents of the recipe's world that PPO's own text
-does not hold, each read by itself; intervals take documents as the draws. Base model, SFT model, the policy every few
-iterations and the one that is published are measured; the record is benchmarks/results/ptx_forgetting.json.
-"""
+VARIANTS. The loss is in nats per token, end of text included, over documents of the recipe's world that are not in
+PPO's own text, each read separately. Intervals treat documents as independent samples. Measured are the base model, the
+SFT model, the policy every few iterations and the published policy; results are recorded in
+benchmarks/results/ptx_forgetting.json."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from pairs import write_result  # noqa: E402
 
 RECIPE = HERE.parent / "recipes" / "quickstart.yaml"
-DOCUMENTS, EVERY = 2000, 3  # held-out lines drawn; iterations between measurements
-# What a preset leaves to the recipe, and rows as long as a line of the world: 8 texts an episode, as in the paper.
+DOCUMENTS, EVERY = 2000, 3  # held-out lines sampled; iterations between measurements
+# Settings that a preset leaves to the recipe, and rows as long as a line of the world: 8 texts per episode (paper).
 NEEDED = ("prompts", "iterations", "rollout_batch", "sampling", "pretraining_data", "monitor")
 PRESET = {"preset": "instructgpt", "pretraining_length": 16}
 RATES = {"optimizer": {"learning_rate": 3e-4}, "value_optimizer": {"learning_rate": 5e-4}, "ema_decay": None}
-# What each changes in the recipe's `ppo`; with a preset, of which only NEEDED is kept.
+# The changes of each variant to the recipe's `ppo`; with a preset, only NEEDED is kept from the recipe.
 VARIANTS: dict[str, dict[str, Any]] = {
     "no text": {"pretraining_coef": 0.0},
     "recipe: 0.1": {},
@@ -51,14 +51,14 @@ GRADIENTS = ("grad_norm", "ppo_grad_norm", "pretraining_grad_norm", "pretraining
 
 
 class Losses(NamedTuple):
-    """Of a model on texts, one by one."""
+    """A model's losses on texts, one entry per text."""
 
     nats: list[float]
-    tokens: list[int]  # the end included
+    tokens: list[int]  # including the end of text
 
 
 def variant_section(ppo: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's `ppo` section as a variant has it, measured every few iterations."""
+    """The recipe's `ppo` section with a variant's changes, and with a snapshot every few iterations."""
     kept = {key: ppo[key] for key in NEEDED} if "preset" in changes else ppo
     return {**kept, **changes, "snapshot_every": EVERY}
 
@@ -66,7 +66,7 @@ def variant_section(ppo: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 def document_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch: int = 256
 ) -> Losses:
-    """Of each text with the end behind it, after an end before it, as rows of documents are packed."""
+    """Loss of each text including its end token, with an end token before it, as documents are packed."""
     import torch
 
     end = tokenizer.eos_token_id
@@ -74,7 +74,7 @@ def document_losses(
     found: list[float] = []
     for start in range(0, len(rows), batch):
         part = [torch.tensor(row) for row in rows[start : start + batch]]
-        # Filler stands on the right, where a causal model's real tokens do not see it.
+        # Padding is on the right, where a causal model's real tokens do not see it.
         ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=end)
         with torch.no_grad():
             logits = model(input_ids=ids).logits[:, :-1].double()
@@ -84,7 +84,7 @@ def document_losses(
 
 
 def per_token(nats: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
-    """sum(nats) / sum(tokens) with its 95 % interval: a ratio estimator over documents (Cochran 1977, 6.3)."""
+    """sum(nats) / sum(tokens) with a 95 % interval: ratio estimator over documents (Cochran 1977, 6.3)."""
     from stages.statistics import Z_95
 
     n, total = len(nats), sum(tokens)
@@ -104,7 +104,7 @@ class Run(NamedTuple):
 
 
 def run_variant(name: str, root: Path, seed: int) -> Run:
-    """The recipe with a variant's PPO; what is published is skipped, but for a PPO run that left no snapshots."""
+    """Run the recipe with a variant's PPO. Published stages are skipped, unless the PPO run has no snapshots."""
     from checkpoint_store import CheckpointStore
     from pipeline.plan import Selection
     from pipeline.recipe import load_recipe, read_yaml
@@ -116,7 +116,7 @@ def run_variant(name: str, root: Path, seed: int) -> Run:
     rows |= {"ppo": variant_section(rows["ppo"], VARIANTS[name]), "tracking": {"wandb": "disabled"}}
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "variant.yaml"
-        path.write_text(json.dumps(rows))  # which is YAML too
+        path.write_text(json.dumps(rows))  # JSON is also YAML
         recipe = load_recipe(path)
     summary = run_pipeline(recipe, root)
     keys = {stage: done["key"] for stage, done in summary["stages"].items()}
@@ -130,7 +130,7 @@ def run_variant(name: str, root: Path, seed: int) -> Run:
 
 
 def held_out_texts(seed: int) -> list[str]:
-    """Lines of the world that PPO's own text does not hold; a short one is easily drawn twice."""
+    """Lines of the world that are not in PPO's own text (short lines are often sampled twice)."""
     from data_schema import Document, load_all
     from data_schema.quickstart.data import documents
     from pipeline.recipe import load_recipe
@@ -143,7 +143,7 @@ def held_out_texts(seed: int) -> list[str]:
 
 
 def losses_over_time(run: Run, texts: Sequence[str], seed: int) -> dict[int, float]:
-    """By iteration, of the weights in training; what a moving average would publish is not among them."""
+    """Loss by iteration, of the weights in training, not of a moving average that may be published instead."""
     import torch
 
     from stages.ppo.learner import begin
@@ -159,7 +159,7 @@ def losses_over_time(run: Run, texts: Sequence[str], seed: int) -> dict[int, flo
 
 
 def told(logged: Sequence[Mapping[str, float]], names: Sequence[str], take: Callable[..., float]) -> dict[str, float]:
-    """One number for each of the policy's metrics that the run has."""
+    """Summarise each of the policy's metrics that the run has by one number."""
     return {name: take(row[f"policy/{name}"] for row in logged) for name in names if f"policy/{name}" in logged[0]}
 
 
@@ -174,9 +174,9 @@ def draw(curves: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="where checkpoints and runs are kept")
+    parser.add_argument("root", type=Path, help="folder for checkpoints and runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs/images/ptx.svg"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/ptx.svg"), help="picture (%(default)s)")
     options = parser.parse_args()
 
     import torch

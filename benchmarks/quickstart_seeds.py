@@ -1,11 +1,11 @@
-"""The quickstart seed by seed: does PPO always end above its SFT model, and does it learn the same at speed?
+"""Run the quickstart with several seeds: is PPO always above its SFT model, and do our optimisations change results?
 
     python benchmarks/quickstart_seeds.py ROOT [--seeds 0 1 ...] [--plain-seeds 0 1 2] [overrides of the recipe]
 
-Each seed runs under ROOT/seed_N; what is finished there is not run again. For --plain-seeds PPO and evaluation run
-once more, from the same SFT and reward model, by a path that shares none of our short cuts: it answers with Hugging
-Face's `generate`, reads every text in a row of its own and makes whole logits. Its answers are other draws, so curves
-can agree as two seeds do and no better. The last line is one JSON object.
+Each seed runs under ROOT/seed_N; finished stages are not run again. For --plain-seeds, PPO and evaluation run again
+from the same SFT and reward model with a plain implementation: it samples with Hugging Face's `generate`, reads every
+text in its own row and computes all logits at once. It samples other answers, so its curves can agree with ours only as
+well as two seeds do. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ sys.path[:0] = [str(RECIPE.parents[1]), str(Path(__file__).parent)]
 from pairs import write_result  # noqa: E402
 
 CURVES = ("objective/score", "monitor/gold", "objective/kl")
-LAST = 9  # iterations at the end of a curve that are compared
+LAST = 9  # iterations compared, at the end of a curve
 SHOWN = ("gold_mean", "correctness_mean", "style_mean")
 
 
 @contextmanager
 def plain_reading() -> Iterator[None]:
-    """A row for every text, and logits of all its response tokens at once."""
+    """Context with one row for every text, and the logits of all its response tokens at once."""
     from policy.maths.logprobs import TokenLogprobs, entropy, token_logprobs
 
     def whole(hidden: Any, head: Any, labels: Any, temperature: float, entropy_gradient: bool = False) -> Any:
@@ -46,7 +46,7 @@ def plain_reading() -> Iterator[None]:
 
 
 def learn(root: Path, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """The quickstart with these overrides: what evaluation found, and PPO's curves."""
+    """Run the quickstart with these overrides; return the evaluation's results and PPO's curves."""
     from pipeline.recipe import load_recipe
     from pipeline.runner import run_pipeline
 
@@ -65,7 +65,7 @@ def learn(root: Path, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def compare(ours: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
-    """The end of a curve: its mean by each path, the mean difference of the same seed, the spread of our seeds."""
+    """Compare the ends of curves: mean of each path, mean difference of equal seeds, spread over our seeds."""
     ends = [[statistics.fmean(run["curves"][name][-LAST:]) for run in runs] for runs in (ours, plain)]
     differences = [a - b for a, b in zip(*ends, strict=True)]
     return {
@@ -78,9 +78,9 @@ def compare(ours: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], nam
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--plain-seeds", type=int, nargs="*", default=[])
+    parser.add_argument("root", type=Path, help="folder for checkpoints and runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)), help="default: 0 to 7")
+    parser.add_argument("--plain-seeds", type=int, nargs="*", default=[], help="of --seeds; default: none")
     options, overrides = parser.parse_known_args()
     runs = [learn(options.root / f"seed_{seed}", seed, overrides) for seed in options.seeds]
     for run in runs:

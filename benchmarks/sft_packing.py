@@ -1,10 +1,10 @@
-"""Supervised tuning on packed rows against padded rows: useful tokens a second, and whether the loss is the same.
+"""Compare supervised tuning on packed and on padded rows: useful tokens per second, and whether the loss is the same.
 
     python benchmarks/sft_packing.py [--model tiny|DIR] [--steps 20] [--repeats 3]
 
-Lengths are drawn as Alpaca's (prompt 20 to 120 tokens, answer 60 in the middle and 400 at the most). Both sides see the
-same demonstrations in the same batches, each as a process of its own, in turn; a useful token is one that is no
-padding. Seconds are those of the steps after the first. The last line is one JSON object.
+Lengths are distributed as in Alpaca (prompts of 20 to 120 tokens, answers with a median of 60 and a maximum of 400).
+Both sides see the same demonstrations in the same batches and alternate as separate processes. A useful token is any
+token except padding. The first step is not timed. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def demonstrations(n: int) -> list[dict[str, list[int]]]:
     rows = []
     for _ in range(n):
         prompt = [rng.randrange(8, VOCABULARY) for _ in range(rng.randint(20, 120))]
-        # An answer repeats its prompt's words, so that there is something to learn.
+        # An answer repeats words of its prompt, so that there is something to learn.
         answer = [rng.choice(prompt) for _ in range(int(min(rng.lognormvariate(4.1, 0.9), 400)) + 1)]
         rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
     return rows
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """One side, measured."""
+    """Measure one side."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback
@@ -89,12 +89,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="'tiny' (Llama, 4 layers of width 256) or a model directory")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--micro-batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="timed optimiser steps")
+    parser.add_argument("--batch", type=int, default=32, help="demonstrations per optimiser step")
+    parser.add_argument("--micro-batch", type=int, default=32, help="demonstrations per forward pass")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--side", choices=["packed", "padded"], help="run this side alone and print its figures")
+    parser.add_argument("--side", choices=["packed", "padded"], help="run only this side and print its figures")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(run(options)))

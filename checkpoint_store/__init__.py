@@ -1,4 +1,4 @@
-"""What a stage leaves behind: an immutable directory and the manifest that makes it exist. Knows files, not models."""
+"""Immutable checkpoints with manifests, names and lineage. Handles files, not models."""
 
 from checkpoint_store.errors import StoreError
 from checkpoint_store.lineage import format_lineage, lineage

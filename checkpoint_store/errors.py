@@ -1,7 +1,7 @@
-"""The one error that users of the store can cause and cure."""
+"""StoreError, the one error of the checkpoint store."""
 
 from __future__ import annotations
 
 
 class StoreError(ValueError):
-    """A checkpoint, name or store is not as it should be; one line that says what, what is there, and the cure."""
+    """A checkpoint, name or store is invalid: one line that says what is wrong, what was found and how to fix it."""

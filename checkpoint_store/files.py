@@ -1,4 +1,4 @@
-"""Bytes to and from the store: what may be published, copying that hashes, and hashing where the bytes lie."""
+"""Files of the store: the check of what may be published, copying with hashes, and the comparison with a manifest."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from checkpoint_store.manifest import FileEntry
 
 MANIFEST = "manifest.json"
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
-CHUNK = 1 << 22  # bytes: large enough that hashing, not calling, takes the time
+CHUNK = 1 << 22  # bytes: large enough that hashing, not the calls, takes the time
 
 
 def publishable_files(directory: Path) -> list[str]:
     """Relative paths (forward slashes, sorted) of all files in `directory`.
 
-    StoreError when there is none, or one that no checkpoint may hold: a pickle (loading it can run anything), a
-    manifest (the store writes that), or a linked folder (its files would silently stay behind).
+    Raises StoreError if there are none, or one that no checkpoint may contain: a pickle (loading it can run any code),
+    a manifest (the store writes it), or a link to a folder (its files would silently be left out).
     """
     refusal = f"cannot publish {directory}:"
     if not directory.is_dir():
-        raise StoreError(f"{refusal} it is not a directory; give the folder that holds the checkpoint's files")
+        raise StoreError(f"{refusal} it is not a directory; give the folder with the checkpoint's files")
     found = []
     for folder, folders, names in os.walk(directory):
         for linked in (name for name in folders if os.path.islink(os.path.join(folder, name))):
@@ -37,14 +37,14 @@ def publishable_files(directory: Path) -> list[str]:
         if PurePosixPath(path).suffix.lower() in PICKLE_SUFFIXES:
             raise StoreError(f"{refusal} {path} may be a pickle; save tensors as .safetensors, the rest as JSON")
         if path == MANIFEST:
-            raise StoreError(f"{refusal} it already holds a {MANIFEST}, which the store writes; remove that file")
+            raise StoreError(f"{refusal} it already contains a {MANIFEST}, which the store writes; remove that file")
     if not found:
         raise StoreError(f"{refusal} it is empty; save the checkpoint's files there first")
     return sorted(found)
 
 
 def hash_stream(stream: BinaryIO, copy_to: BinaryIO | None = None) -> tuple[int, str]:
-    """(size, sha256) of all bytes of `stream`, which are written to `copy_to` on the way."""
+    """(size in bytes, sha256) of `stream`, which is also written to `copy_to` if that is given."""
     digest, size = hashlib.sha256(), 0
     while chunk := stream.read(CHUNK):
         digest.update(chunk)
@@ -55,7 +55,7 @@ def hash_stream(stream: BinaryIO, copy_to: BinaryIO | None = None) -> tuple[int,
 
 
 def copy_in(source: Path, fs: AbstractFileSystem, target: str, relative: str) -> FileEntry:
-    """Copy one file into the store; the entry is of the very bytes written, even if `source` changes meanwhile."""
+    """Copy one file into the store. The entry describes the bytes written, even if `source` changes meanwhile."""
     fs.makedirs(parent(target), exist_ok=True)
     with open(source, "rb") as stream, fs.open(target, "wb") as out:
         size, sha256 = hash_stream(stream, out)
@@ -66,7 +66,7 @@ def copy_in(source: Path, fs: AbstractFileSystem, target: str, relative: str) ->
 
 
 def differences(fs: AbstractFileSystem, directory: str, files: tuple[FileEntry, ...]) -> Iterator[str]:
-    """What differs between the files in `directory` and their entries, one phrase each."""
+    """One phrase for each difference between the files in `directory` and their entries."""
     for entry in files:
         path = f"{directory}/{entry.path}"
         try:
@@ -80,8 +80,8 @@ def differences(fs: AbstractFileSystem, directory: str, files: tuple[FileEntry, 
         with fs.open(path, "rb") as stream:
             _, sha256 = hash_stream(stream)
         if sha256 != entry.sha256:
-            yield f"{entry.path} has other bytes (sha256 {sha256[:12]}, not {entry.sha256[:12]})"
-    # from_pretrained picks up what it finds (an adapter_config.json, say), so an extra file changes the checkpoint
+            yield f"{entry.path} was changed (sha256 {sha256[:12]}, not {entry.sha256[:12]})"
+    # from_pretrained loads any file it knows (an adapter_config.json, say), so an extra file changes the checkpoint
     known = {entry.path for entry in files} | {MANIFEST}
     for path in sorted(fs.find(directory)):
         relative = path.removeprefix(directory).lstrip("/")
@@ -109,7 +109,7 @@ def sync_folder(path: str | Path) -> None:
 
 
 def write_atomically(fs: AbstractFileSystem, path: str, text: str) -> None:
-    """Readers see the old file or the new one, never a part: uploads are atomic, a local file needs a rename."""
+    """Write a file so that readers see the old one or the new one, never a part. Only local files need a rename."""
     fs.makedirs(parent(path), exist_ok=True)
     if not is_local(fs):
         fs.pipe_file(path, text.encode())

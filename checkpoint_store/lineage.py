@@ -1,4 +1,4 @@
-"""From a checkpoint back to its data."""
+"""Trace a checkpoint back to its parents and its data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def lineage(store: CheckpointStore, name_or_key: str) -> list[Manifest]:
         if key in oldest_first:
             return
         if not store.exists(key):
-            raise StoreError(f"{child} = {key} is not in {store.root}; run the pipeline again to remake it")
+            raise StoreError(f"{child} (key {key}) is not in {store.root}; run the pipeline again to make it")
         manifest = store.manifest(key)
         for role, parent_key in manifest.parents.items():
-            visit(parent_key, f"the parent of {manifest.name}, {role}")
+            visit(parent_key, f"the parent '{role}' of {manifest.name}")
         oldest_first[key] = manifest
 
     visit(store.resolve(name_or_key), name_or_key)
@@ -32,7 +32,7 @@ def lineage(store: CheckpointStore, name_or_key: str) -> list[Manifest]:
 
 
 def format_lineage(store: CheckpointStore, name_or_key: str, verbose: bool = False) -> str:
-    """The text of `triptych log NAME`: oldest first; `verbose` adds all metrics, libraries and the resolved config."""
+    """The text of `triptych log NAME`, oldest first. `verbose` adds all metrics, libraries and the resolved config."""
     manifests = list(reversed(lineage(store, name_or_key)))
     names = {manifest.key: manifest.name for manifest in manifests}
     chain = " -> ".join(names.values())
@@ -59,7 +59,7 @@ def _format_one(manifest: Manifest, names: Mapping[str, str], verbose: bool) -> 
 
 
 def _inline(value: Any) -> str:
-    """A nested value on one line; empty things are left out, whole fractions are rounded to four digits."""
+    """A nested value on one line. Empty values are left out, fractions are rounded to four significant digits."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_inline(item)}" for key, item in value.items() if item not in (None, {}, [], ""))
     if isinstance(value, list):

@@ -33,7 +33,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything needed to say where a checkpoint came from and whether it is still intact."""
+    """Everything needed to trace where a checkpoint came from and to check that it is intact."""
 
     stage: str
     name: str
@@ -46,7 +46,7 @@ class Manifest:
     metrics: dict[str, Any]
     libraries: dict[str, str]
     files: tuple[FileEntry, ...]
-    folder: str  # where the files lie beside the manifest: "" or one sub-folder
+    folder: str  # where the files are, relative to the manifest: "" or a sub-folder
     created: str  # UTC, ISO 8601
     format: int = FORMAT
 
@@ -56,17 +56,17 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str = "manifest.json") -> Manifest:
-        """Read a manifest strictly; `where` names it in StoreError (not JSON, another format, wrong keys or types)."""
+        """Parse a manifest. Raises StoreError, naming `where`, for bad JSON, another format, wrong keys or types."""
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
         except ValueError as error:
             raise _damaged(where, f"is not valid JSON ({error})") from None
         if not isinstance(values, dict):
-            raise _damaged(where, f"holds a JSON {type(values).__name__}, not an object")
+            raise _damaged(where, f"is a JSON {type(values).__name__}, not an object")
         if values.get("format") != FORMAT:
             raise StoreError(
-                f"{where}: format is {values.get('format')!r} and this triptych reads format {FORMAT}: "
-                "use the version of triptych that wrote it"
+                f"{where}: format is {values.get('format')!r}, but this version of triptych reads format {FORMAT}; "
+                "use the version that wrote it"
             )
         _check_keys(values, cls, where)
         for name, kind in _FIELD_KINDS.items():
@@ -77,7 +77,7 @@ class Manifest:
             if not all(isinstance(value, str) for value in values[name].values()):
                 raise _damaged(where, f"field {name!r} must map text to text")
         if values["folder"] and not _is_safe(values["folder"]):
-            raise _damaged(where, f"field 'folder' leaves the checkpoint: {values['folder']!r}")
+            raise _damaged(where, f"field 'folder' points outside the checkpoint: {values['folder']!r}")
         files = tuple(_file_entry(entry, where) for entry in values["files"])
         return cls(**{**values, "files": files})
 
@@ -95,13 +95,13 @@ def _damaged(where: str, problem: str) -> StoreError:
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _check_keys(values: Mapping[str, Any], kind: type, where: str) -> None:
     expected = {field.name for field in fields(kind)}
     if missing := sorted(expected - values.keys()):
-        raise _damaged(where, f"misses the field {', '.join(missing)}")
+        raise _damaged(where, f"lacks the field {', '.join(missing)}")
     if unknown := sorted(values.keys() - expected):
         raise _damaged(where, f"has the unknown field {', '.join(unknown)}")
 
@@ -117,7 +117,7 @@ def _file_entry(values: Any, where: str) -> FileEntry:
     _check_keys(values, FileEntry, where)
     entry = FileEntry(**values)
     if not isinstance(entry.path, str) or not _is_safe(entry.path):
-        raise _damaged(where, f"a file's path leaves the checkpoint: {entry.path!r}")
+        raise _damaged(where, f"a file's path points outside the checkpoint: {entry.path!r}")
     if type(entry.size) is not int or entry.size < 0:
         raise _damaged(where, f"the size of {entry.path} is {entry.size!r}")
     if not isinstance(entry.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
@@ -126,7 +126,7 @@ def _file_entry(values: Any, where: str) -> FileEntry:
 
 
 def check_json(value: Any, where: str) -> None:
-    """Raise StoreError where `value` would not come back from JSON as it went in (tuples, which become lists, may)."""
+    """Raise StoreError if `value` would change when written to JSON and read back (tuples may become lists)."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -136,7 +136,7 @@ def check_json(value: Any, where: str) -> None:
         for i, item in enumerate(value):
             check_json(item, f"{where}[{i}]")
     elif type(value) is float and not math.isfinite(value):
-        raise StoreError(f"{where}: {value} has no form in JSON; leave it out or write it as text")
+        raise StoreError(f"{where}: {value} cannot be written as JSON; leave it out or write it as text")
     elif value is not None and type(value) not in (str, int, float, bool):
         raise StoreError(f"{where}: {value!r} is a {type(value).__name__}; give plain text, numbers, lists or dicts")
 
@@ -148,10 +148,10 @@ def stage_key(
     data: Mapping[str, Any],
     code_version: str | Mapping[str, Any],
 ) -> str:
-    """The key of a stage's result: 20 hex digits of the sha256 over all that decides what the stage will make.
+    """The key of a stage's result: 20 hex digits of the sha256 over everything that determines the result.
 
-    `config` holds only the settings that matter (not, say, how often to log). Errors: StoreError where a value has no
-    exact form in JSON. The order of dict keys does not count; 1 and 1.0 are different values.
+    `config` contains only settings that affect it (not, say, how often to log). Raises StoreError if a value has no
+    exact form in JSON. The order of dict keys does not matter; 1 and 1.0 are different values.
     """
     inputs = {
         "stage": stage,
@@ -166,7 +166,7 @@ def stage_key(
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that shape a result, found without importing them."""
+    """Installed versions of the libraries that affect a result, found without importing them."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -179,9 +179,9 @@ def library_versions() -> dict[str, str]:
 def code_state(path: str | Path) -> dict[str, str | None]:
     """{"commit": ..., "dirty": digest | None} of the Python files under `path`, from git.
 
-    `dirty` digests the changes to tracked files and the untracked ones, so that two uncommitted states differ.
-    Without git (no program, no repository, or `path` is not part of it, as in site-packages) the package's version
-    stands for the commit.
+    `dirty` is a digest of changes to tracked files and of untracked files, so that two uncommitted states differ.
+    Without git (no program, no repository, or `path` is not part of it, as in site-packages) the commit is replaced by
+    the package's version.
     """
     directory = Path(path)
     try:
@@ -190,13 +190,13 @@ def code_state(path: str | Path) -> dict[str, str | None]:
         if not tracked and not untracked:
             raise FileNotFoundError(directory)
         commit = _git(directory, "rev-parse", "--verify", "--quiet", "HEAD", allowed=(0, 1)).decode().strip()
-        # whatever the user's own settings for diff are
+        # independent of the user's own settings for diff
         diff = ("diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", "--", "*.py")
         changed = _git(directory, *diff) if commit else b""
     except (OSError, subprocess.CalledProcessError):
         return {"commit": f"triptych {library_versions().get('triptych', 'unknown')}", "dirty": None}
     digest = hashlib.sha256(changed)
-    loose = untracked if commit else tracked + untracked  # before the first commit everything is loose
+    loose = untracked if commit else tracked + untracked  # before the first commit every file is
     for name in sorted(filter(None, loose.decode(errors="surrogateescape").split("\0"))):
         content = (directory / name).read_bytes() if (directory / name).is_file() else b"deleted"
         digest.update(f"\0{name}\0{len(content)}\0".encode(errors="surrogateescape") + content)
@@ -204,7 +204,7 @@ def code_state(path: str | Path) -> dict[str, str | None]:
 
 
 def _git(directory: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> bytes:
-    # inside a git hook GIT_DIR and its like point at another repository
+    # inside a git hook, GIT_DIR and similar variables point to another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(directory), *arguments]
     result = subprocess.run(command, capture_output=True, env=environment)

@@ -1,12 +1,12 @@
-"""The store of checkpoints: one directory, local or in a bucket, that all stages share.
+"""The checkpoint store: one directory, local or in a bucket, that all stages share.
 
     ROOT/checkpoints/KEY/manifest.json + files    a checkpoint: it exists if and only if its manifest does
-    ROOT/refs/NAME.ref                            a name: one line, the key it points at
+    ROOT/refs/NAME.ref                            a name: one line, the key it points to
 
-Every publisher works in a folder of its own and the last step is atomic, so no lock is needed and a kill at any moment
-leaves nothing visible. On a local disk that step is the rename of the finished folder (fsspec's create-if-absent is a
-check and then a write there, which can tear). A bucket has no rename: there the files go into a sub-folder and the
-manifest, which names it, is created last by create-if-absent.
+Every publisher works in its own folder and its last step is atomic, so no lock is needed and a killed publisher leaves
+nothing visible. On a local disk that step is the rename of the finished folder (fsspec's create-if-absent is a check
+followed by a write there, which is not atomic). A bucket has no rename: there the files go into a sub-folder, and the
+manifest, which names the sub-folder, is created last by create-if-absent.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from checkpoint_store.manifest import KEY_PATTERN, Manifest, library_versions
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 REF_SUFFIX = ".ref"
-SHORTEST_PREFIX = 4  # digits of a key that may stand for it
+SHORTEST_PREFIX = 4  # fewest digits of a key that may stand for it
 
-# Checkpoints never change, so a process hashes each once. Holds the directories that were found intact.
+# Directories found intact: checkpoints never change, so a process hashes each only once.
 _verified: set[str] = set()
 
 
@@ -61,7 +61,7 @@ class CheckpointStore:
         return KEY_PATTERN.fullmatch(key) is not None and self._fs.isfile(f"{self._home(key)}/{MANIFEST}")
 
     def keys(self) -> tuple[str, ...]:
-        """Keys of all checkpoints, sorted. What a killed publisher left is none."""
+        """Keys of all checkpoints, sorted, without the remains of killed publishers."""
         return tuple(key for key in sorted(self._children(f"{self._base}/checkpoints")) if self.exists(key))
 
     def manifest(self, key: str) -> Manifest:
@@ -84,10 +84,10 @@ class CheckpointStore:
         seed: int,
         metrics: Mapping[str, Any],
     ) -> Manifest:
-        """Copy all files of `directory` into the store as the checkpoint `key`, and point `name` at it.
+        """Copy all files of `directory` into the store as the checkpoint `key`, and point `name` to it.
 
-        If the key exists already, or appears meanwhile, that checkpoint stays and its manifest is returned.
-        Errors: StoreError for a pickle among the files, a malformed key or name, or values that JSON cannot hold.
+        If the key exists already, or appears meanwhile, that checkpoint is kept and its manifest is returned.
+        Raises StoreError for a pickle among the files, a malformed key or name, or values that JSON cannot represent.
         """
         if not KEY_PATTERN.fullmatch(key):
             raise StoreError(f"cannot publish under the key {key!r}: a key is 20 hex digits, as stage_key() makes them")
@@ -112,14 +112,14 @@ class CheckpointStore:
                     folder=folder,
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
-                manifest.to_json()  # find values that JSON cannot hold before gigabytes are copied
+                manifest.to_json()  # find values that JSON cannot represent before gigabytes are copied
                 source = Path(directory)
                 paths = publishable_files(source)
                 files = tuple(copy_in(source / path, self._fs, f"{attempt_home}/{path}", path) for path in paths)
                 self._commit(key, attempt_home, replace(manifest, files=files).to_json())
             except BaseException as error:
-                # A rival that wins sweeps our half-written files away, so a failure after its success is only a loss.
-                # A bucket may report the failure of an upload that succeeded: then our files are the checkpoint.
+                # A rival that finishes first deletes our unfinished files, so a failure after that is not an error.
+                # A bucket may report that an upload failed although it succeeded: then our files are the checkpoint.
                 exists = self.exists(key)
                 if not (exists and folder and self.manifest(key).folder == folder):
                     self._remove(attempt_home)
@@ -138,7 +138,7 @@ class CheckpointStore:
             if directory not in _verified:
                 self.verify(key)
             return Path(directory)
-        # two stores may hold different checkpoints under one key, so the manifest's content is part of the place
+        # two stores may have different checkpoints under one key, so a digest of the manifest is part of the path
         digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:12]
         cached = _cache_folder() / f"{key}-{digest}"
         local_fs, _ = url_to_fs(str(cached))
@@ -152,7 +152,7 @@ class CheckpointStore:
         return cached
 
     def verify(self, key: str) -> None:
-        """Hash every file where it lies. StoreError names all that differ from the manifest."""
+        """Hash every file in place. Raises StoreError, naming all differences from the manifest."""
         manifest = self.manifest(key)
         directory = self._files_home(manifest)
         _verified.discard(directory)
@@ -165,40 +165,40 @@ class CheckpointStore:
             _verified.add(directory)
 
     def remove(self, key: str) -> None:
-        """Delete a checkpoint: it stops existing with its manifest, then its files go. Names that point at it
-        dangle."""
+        """Delete a checkpoint: first its manifest, so that it no longer exists, then its files. Names that point to
+        it dangle."""
         if self.exists(key):
             self._fs.rm_file(f"{self._home(key)}/{MANIFEST}")
             _verified.discard(self._home(key))
             self._remove(self._home(key))
 
     def name(self, name: str, key: str) -> None:
-        """Let `name` ("sft", "quickstart/sft") point at `key`, in place of what it pointed at before."""
+        """Make `name` ("sft", "quickstart/sft") point to `key` instead of to its previous key."""
         _check_name(name)
         if not self.exists(key):
-            raise StoreError(f"cannot name {key!r} {name!r}: it is not in {self.root}; {self._what_is_there()}")
+            raise StoreError(f"cannot name {key!r} {name!r}: no such key in {self.root}; {self._what_is_there()}")
         write_atomically(self._fs, f"{self._base}/refs/{name}{REF_SUFFIX}", key + "\n")
 
     def names(self) -> dict[str, str]:
-        """All names, sorted, and the keys they point at."""
+        """All names, sorted, and the keys they point to."""
         refs = f"{self._base}/refs"
         paths = [path for path in self._fs.find(refs) if path.endswith(REF_SUFFIX)] if self._fs.isdir(refs) else []
         found = {path.removeprefix(refs).strip("/").removesuffix(REF_SUFFIX): path for path in paths}
         return {name: self._fs.cat_file(found[name]).decode().strip() for name in sorted(found)}
 
     def resolve(self, name_or_key: str) -> str:
-        """The key that a name, a key, or the first digits (at least 4) of a key mean. StoreError if none or several."""
+        """The key for a name, a key, or a key's first digits (at least 4). Raises StoreError for none or several."""
         ref = f"{self._base}/refs/{name_or_key}{REF_SUFFIX}"
         if NAME_PATTERN.fullmatch(name_or_key) and self._fs.isfile(ref):
             key = self._fs.cat_file(ref).decode().strip()
             if not self.exists(key):
-                raise StoreError(f"{name_or_key} in {self.root} points at {key}, which is gone; run its stage again")
+                raise StoreError(f"{name_or_key} in {self.root} points to {key}, which is missing; run its stage again")
             return key
         matches = []
         if len(name_or_key) >= SHORTEST_PREFIX and re.fullmatch(r"[0-9a-f]+", name_or_key):
             matches = [key for key in self.keys() if key.startswith(name_or_key)]
         if len(matches) > 1:
-            raise StoreError(f"{name_or_key!r} begins the keys {', '.join(matches)} in {self.root}; give more digits")
+            raise StoreError(f"{name_or_key!r} matches the keys {', '.join(matches)} in {self.root}; give more digits")
         if not matches:
             raise StoreError(f"no checkpoint {name_or_key!r} in {self.root}; {self._what_is_there()}")
         return matches[0]
@@ -217,12 +217,12 @@ class CheckpointStore:
     def _what_is_there(self) -> str:
         names = list(self.names())
         if not names:
-            return "the store is empty: make a checkpoint with `triptych run RECIPE`, or give another store"
+            return "the store is empty; make a checkpoint with `triptych run RECIPE`, or give another store"
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        return f"there are: {shown}. Use one of these, or make it with `triptych run RECIPE`"
+        return f"the store has {shown}; use one of these, or make it with `triptych run RECIPE`"
 
     def _commit(self, key: str, attempt_home: str, manifest: str) -> None:
-        """The one step that makes the checkpoint exist. Raises FileExistsError or OSError if a rival came first."""
+        """The step that makes the checkpoint exist. Raises FileExistsError or OSError if a rival finished first."""
         if not self._local:
             self._fs.pipe_file(f"{self._home(key)}/{MANIFEST}", manifest.encode(), mode="create")
             return
@@ -239,7 +239,7 @@ class CheckpointStore:
         sync_folder(f"{self._base}/checkpoints")
 
     def _sweep(self, key: str, winner: str) -> None:
-        """Remove what killed or slower publishers of this key have left."""
+        """Remove the remains of killed or slower publishers of this key."""
         places = (f"{self._base}/checkpoints", self._home(key))
         for path in (f"{place}/{name}" for place in places for name in self._children(place)):
             if f"/{key}.attempt-" in path.removeprefix(self._base) and path != winner:
@@ -260,14 +260,14 @@ class CheckpointStore:
             local_fs, _ = url_to_fs(str(temporary))
             if found := list(differences(local_fs, str(temporary), manifest.files)):
                 raise StoreError(
-                    f"checkpoint {manifest.name} ({manifest.key}) is damaged or did not arrive whole from {self.root}: "
-                    f"{'; '.join(found)}. Try again; if it stays so, delete it there and run {manifest.stage} again"
+                    f"checkpoint {manifest.name} ({manifest.key}) is damaged or its download from {self.root} failed: "
+                    f"{'; '.join(found)}. Try again; if that fails, delete it there and run {manifest.stage} again"
                 )
             (temporary / MANIFEST).write_text(manifest.to_json())
             try:
                 os.rename(temporary, target)
             except OSError:
-                if not target.exists():  # else another process has just downloaded the same
+                if not target.exists():  # else another process has just downloaded it
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The nouns on disk: records, the published formats they come from, templates and splits. No torch."""
+"""Records, published data formats, chat templates, mixtures and splits. Needs no torch."""
 
 from data_schema.errors import DataError
 from data_schema.few_shot import ChainOfThought, FewShot

@@ -1,10 +1,10 @@
-"""Rows that say the same: exactly, and nearly.
+"""Find rows with the same text, and rows with nearly the same text.
 
-Nearly is by Jaccard similarity of the sets of character 5-grams, so that it needs no word boundaries and works for
-Chinese as for English. 5-grams that stand in a quarter of the rows are left out: an instruction that a whole task file
-repeats makes no two of its rows alike. Pairs are proposed by MinHash with banding (Broder 1997; Leskovec, Rajaraman,
-Ullman, Mining of Massive Datasets, 3.3-3.4) and each is then measured exactly: what is reported is true, what is missed
-is what the bands did not propose. The search holds numbers, not texts: some hundred bytes a row.
+Near duplicates are measured by the Jaccard similarity of their sets of character 5-grams, which needs no word
+boundaries and so works for Chinese as well as English. 5-grams that occur in a quarter of the rows are ignored, so an
+instruction repeated in a whole task file does not make its rows alike. MinHash with banding proposes pairs (Broder
+1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.3-3.4), and each pair is then measured exactly: every
+reported pair is real, but pairs that no band proposes are missed. The search stores hashes, a few hundred bytes a row.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     Hashes = np.ndarray[Any, np.dtype[np.uint32]]
     Keys = np.ndarray[Any, np.dtype[np.uint64]]
 
-THRESHOLD = 0.8  # similarity from which two texts count as nearly the same
+THRESHOLD = 0.8  # lowest similarity of near duplicates
 SHINGLE = 5  # characters
-# A pair of similarity s shares a band with probability p = s^6, and is proposed when it shares two of the twenty:
+# A pair of similarity s shares a band with probability p = s^6, and is proposed if it shares two of the twenty bands:
 # 0.981 of the pairs at the threshold, 0.9996 at 0.9, 0.04 at 0.5.
 BANDS, BAND_ROWS, BANDS_SHARED = 20, 6, 2
-COMMON_SHARE, COMMON_ROWS = 0.25, 20  # a 5-gram is left out that stands in this share of the rows, and in so many
-SAMPLE = 500  # rows by which that is told
-CHUNK = 512  # shingles hashed at a time: a book costs no more memory than a page, and all stays in the cache
+COMMON_SHARE, COMMON_ROWS = 0.25, 20  # a 5-gram in this share and this number of rows is ignored
+SAMPLE = 500  # rows sampled to find these 5-grams
+CHUNK = 512  # shingles hashed at a time: bounds the memory that a long text needs, and fits in the cache
 
 
 class Twin(NamedTuple):
     row: int
-    twin: int  # the row it is like: an earlier one, or one of the other set
-    similarity: float  # Jaccard, 1.0 for texts that differ in case, white space or Unicode form alone
+    twin: int  # the similar row: an earlier one, or one of the other set
+    similarity: float  # Jaccard, 1.0 for texts that differ only in case, white space or Unicode form
 
 
 def text_digest(text: str) -> int:
-    """64 bits that stand for the text, character for character."""
+    """A 64-bit digest of the exact text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def repeated_rows(digests: array[int]) -> list[tuple[int, int]]:
-    """(row, first row with the same digest) of every row that repeats an earlier one; `digests` is of type "Q"."""
+    """(row, first row with the same digest) of each row that repeats an earlier one; `digests` has type code "Q"."""
     import numpy as np
 
     if not digests:
@@ -58,12 +58,12 @@ def repeated_rows(digests: array[int]) -> list[tuple[int, int]]:
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[Twin]:
-    """Each row that is like an earlier one, with one such row. Texts are compared after `normalise`."""
+    """Each row that is similar to an earlier one, with one such row. Texts are compared after `normalise`."""
     return _twins(texts, 0, threshold)
 
 
 def near_matches(texts: Sequence[str], others: Sequence[str], threshold: float = THRESHOLD) -> list[Twin]:
-    """Each row of `texts` that is like one of `others`, with one such; `twin` counts in `others`."""
+    """Each row of `texts` that is similar to one of `others`, with one such row; `twin` is an index into `others`."""
     both = _Joined(others, texts)
     n_others = len(others)
     return [Twin(row - n_others, twin, similarity) for row, twin, similarity in _twins(both, n_others, threshold)]
@@ -78,7 +78,7 @@ def similarity(a: str, b: str) -> float:
 
 
 class _Joined(Sequence[str]):
-    """Two sequences as one, neither copied."""
+    """Two sequences as one, without copying."""
 
     def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
         self._parts = (first, second)
@@ -96,14 +96,14 @@ class _Joined(Sequence[str]):
 
 
 def _twins(texts: Sequence[str], n_others: int, threshold: float) -> list[Twin]:
-    """Rows from `n_others` on with one twin each: an earlier row, or with `n_others` one before that."""
+    """Rows from `n_others` on with one twin each: any earlier row, or, if `n_others` > 0, a row before `n_others`."""
     import numpy as np
 
     common = _common_shingles(texts)
     keys = np.empty((len(texts), BANDS), dtype=np.uint64)
-    workspace = np.empty((BANDS * BAND_ROWS, CHUNK), dtype=np.uint32)  # once: making it costs more than filling it
+    workspace = np.empty((BANDS * BAND_ROWS, CHUNK), dtype=np.uint32)  # reused: allocating costs more than filling
     digests = array("Q")
-    bare = set()  # rows of which nothing is left to compare
+    bare = set()  # rows with no 5-gram left to compare
     for i, text in enumerate(texts):
         folded = normalise(text)
         digests.append(text_digest(folded))
@@ -116,7 +116,7 @@ def _twins(texts: Sequence[str], n_others: int, threshold: float) -> list[Twin]:
         if row >= n_others and (not n_others or twin < n_others):
             found[row] = Twin(row, twin, 1.0)
 
-    @lru_cache(maxsize=16)  # many rows are measured against the first of their kind
+    @lru_cache(maxsize=16)  # many rows are compared with the same first row
     def shingle_set(row: int) -> Hashes:
         return np.unique(_without(_shingles(normalise(texts[row])), common))
 
@@ -129,7 +129,7 @@ def _twins(texts: Sequence[str], n_others: int, threshold: float) -> list[Twin]:
 
 
 def _jaccard(a: Hashes, b: Hashes) -> float:
-    """Of two sets, each sorted; 0 of two empty ones."""
+    """Similarity of two sorted sets; 0 if both are empty."""
     import numpy as np
 
     shared = len(np.intersect1d(a, b, assume_unique=True))
@@ -137,13 +137,13 @@ def _jaccard(a: Hashes, b: Hashes) -> float:
 
 
 def _common_shingles(texts: Sequence[str]) -> Hashes:
-    """The shingles that stand in many rows, sorted; told by rows at even distances."""
+    """The shingles that occur in many rows, sorted; estimated from evenly spaced rows."""
     import numpy as np
 
     n = min(SAMPLE, len(texts))
     if n < COMMON_ROWS:
         return np.empty(0, dtype=np.uint32)
-    # The start of a book will do.
+    # The start of a long text is enough.
     sets = [np.unique(_shingles(normalise(texts[i * len(texts) // n][:4000]))) for i in range(n)]
     shingles, counts = np.unique(np.concatenate(sets), return_counts=True)
     common: Hashes = shingles[counts >= max(COMMON_ROWS, COMMON_SHARE * n)]
@@ -167,10 +167,10 @@ def _shingles(text: str) -> Hashes:
     width = min(SHINGLE, len(codes))
     n = len(codes) - width + 1
     hashes = np.zeros(n, dtype=np.uint32)
-    for i in range(width):  # a polynomial in an odd number, modulo 2^32
+    for i in range(width):  # a polynomial with an odd base, modulo 2^32
         hashes *= np.uint32(0x01000193)
         hashes += codes[i : i + n]
-    # The polynomial leaves like grams with like hashes; mix them (MurmurHash3's finaliser, by A. Appleby).
+    # The polynomial gives similar 5-grams similar hashes; mix them (MurmurHash3's finaliser, by A. Appleby).
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         hashes ^= hashes >> np.uint32(shift)
         hashes *= np.uint32(factor)
@@ -179,8 +179,8 @@ def _shingles(text: str) -> Hashes:
 
 @cache
 def _permutations() -> tuple[Hashes, Hashes, Keys]:
-    """Odd factors and offsets, each pair a bijection of 32-bit numbers and so a permutation of all shingles; and the
-    weights that make a band's values one key."""
+    """Odd factors and offsets, each pair a bijection of 32-bit numbers and so a permutation of all shingles, and the
+    weights that combine a band's values into one key."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -189,7 +189,7 @@ def _permutations() -> tuple[Hashes, Hashes, Keys]:
 
 
 def _band_keys(shingles: Hashes, workspace: Hashes) -> Keys:
-    """One key per band; two texts share a key when all MinHash values of the band agree."""
+    """One key per band; two texts share a key if all MinHash values of the band agree."""
     import numpy as np
 
     factors, offsets, weights = _permutations()
@@ -204,8 +204,8 @@ def _band_keys(shingles: Hashes, workspace: Hashes) -> Keys:
 
 
 def _candidates(keys: Keys, n_others: int) -> Iterator[tuple[int, int]]:
-    """(row, earlier row) that share keys, a row's likeliest first. For each row and band two are considered: the first
-    row of the key and the last one before. All pairs would be quadratic where thousands of rows are alike."""
+    """(row, earlier row) that share keys, a row's likeliest pair first. Each row and band gives at most two: the first
+    row with the key and the last one before this row. All pairs would be quadratic in thousands of similar rows."""
     import numpy as np
 
     places = np.arange(len(keys))

@@ -1,14 +1,14 @@
-"""The one error a user of the data layer can cause, and the spelling help that goes with it."""
+"""DataError, the one error of the data layer, and the spelling suggestions in its messages."""
 
 import re
 from collections.abc import Iterable
 
 
 class DataError(ValueError):
-    """Something is wrong with the user's data or its description: one line with place, finding and cure.
+    """A fault in the user's data or settings: one line that says where it is, what was found and how to fix it.
 
-    `field` is the field at fault, if there is one. `reason` is what dropped rows are counted by: the message without
-    positions and without what was found, unless it is given.
+    `field` is the field at fault, if there is one. Dropped rows are counted by `reason`; by default it is the message
+    without positions and without the part after ", found " or "; ".
     """
 
     def __init__(self, message: str, *, field: str | None = None, reason: str | None = None) -> None:
@@ -18,8 +18,8 @@ class DataError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' Did you mean 'x'?' for the nearest known name, or '' when none is near."""
-    import difflib  # late, as are the other slow imports here: `import data_schema` should cost next to nothing
+    """Return " Did you mean 'x'?" for the closest known name, or "" if none is close."""
+    import difflib  # imported late, like the other slow modules of this package, to keep `import data_schema` fast
 
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -1,8 +1,8 @@
-"""Other words for a demonstration: exemplars in its prompt, and reasoning in its answer.
+"""Rewrite demonstrations: add exemplars to the prompt, and reasoning to the answer.
 
-Exemplars come before the question in one user turn, as FLAN has them (Wei et al. 2021, 4.3), or an instruction is said
-once and followed by pairs of query and response, drawn several times, as InstructGPT made its many labeler
-demonstrations (3.2, A.3). Reasoning is FLAN's chain of thought (Chung et al. 2022): the rationale, then the answer.
+Exemplars come before the question in one user turn, as in FLAN (Wei et al. 2021, 4.3). Or an instruction is given once,
+followed by query-response pairs that are sampled several times, as in InstructGPT's labeler demonstrations (3.2, A.3).
+Reasoning is FLAN's chain of thought (Chung et al. 2022): the rationale, then the answer.
 """
 
 import hashlib
@@ -25,28 +25,28 @@ RATIONALE = "rationale"  # the field of meta that holds a demonstration's reason
 
 @dataclass(frozen=True)
 class FewShot:
-    """Prompts with exemplars in them. Only conversations of one exchange can have or be one."""
+    """Prompts with exemplars. Only conversations of one question and answer can get exemplars or serve as one."""
 
     k: int = 4
-    """Exemplars of a prompt; where its task has fewer other questions, all of them."""
+    """Number of exemplars in a prompt. If its task has fewer other questions, all of them are used."""
     share: float = 0.5
-    """Chance of a demonstration to get exemplars; the others stay as they are."""
+    """Probability that a demonstration gets exemplars; the others stay unchanged."""
     pattern: Literal["flan", "instruction"] = "flan"
-    """flan: exemplars are other demonstrations of the task. instruction: of the same instruction, which is said once;
-    it is meta's `instruction` if the prompt begins with it, else what stands before the prompt's first empty line."""
+    """Where exemplars come from. flan: the same task. instruction: the same instruction, which is written once; it is
+    meta's `instruction` if the prompt starts with it, else the text before the prompt's first empty line."""
     draws: int = 1
-    """A demonstration with exemplars is written so often, each time with others (InstructGPT: several)."""
+    """Number of copies of each demonstration with exemplars, each with newly sampled ones (InstructGPT: several)."""
     by: str = "task"
-    """The field of meta that names a row's task, or `group`, the record's own; rows without it take exemplars from all
-    such rows of their source."""
+    """Field of meta that names a row's task, or `group`, the record's own field. Rows without it get exemplars from
+    the rows of their source that lack it too."""
     question_prefix: str = ""
-    """Before each question, such as "Q: "."""
+    """Text before each question, such as "Q: "."""
     answer_prefix: str = ""
-    """Before each exemplar's answer, and at the end of the prompt, such as "A: "."""
+    """Text before each exemplar's answer and at the end of the prompt, such as "A: "."""
     delimiter: str = "\n\n"
-    """Between question and answer (FLAN: an empty line)."""
+    """Text between question and answer (FLAN: an empty line)."""
     separator: str = "\n\n\n"
-    """After each exemplar (FLAN: two empty lines)."""
+    """Text after each exemplar (FLAN: two empty lines)."""
 
     def __post_init__(self) -> None:
         for name in ("k", "draws"):
@@ -59,14 +59,14 @@ class FewShot:
 
 @dataclass(frozen=True)
 class ChainOfThought:
-    """Answers with their reasoning, for demonstrations that have a text `rationale` in meta."""
+    """Answers with reasoning, for demonstrations that have a text `rationale` in meta."""
 
     share: float = 1.0
-    """Chance of such a demonstration; the others keep the bare question and answer."""
+    """Probability that such a demonstration gets its reasoning; the others keep the plain question and answer."""
     prompt: str = "{prompt}\n\nLet's think step by step."
-    """The last user turn, so that the prompt tells which form of answer is wanted."""
+    """Pattern of the last user turn, which shows the model that an answer with reasoning is wanted."""
     answer: str = "{rationale} The answer is {answer}."
-    """The answer."""
+    """Pattern of the answer."""
 
     def __post_init__(self) -> None:
         _check_share("chain_of_thought", self.share)
@@ -79,28 +79,27 @@ class ChainOfThought:
             if used != wanted:
                 holds = " and ".join(f"{{{field}}}" for field in sorted(wanted, reverse=True))
                 raise DataError(
-                    f"chain_of_thought.{name} must hold {holds} and no other field, found '{pattern}'; other braces"
-                    " are written twice",
+                    f"chain_of_thought.{name} must contain {holds} and no other field, found '{pattern}'; double any"
+                    " other braces",
                     field=name,
                 )
 
 
 def _check_share(section: str, share: float) -> None:
     if not 0 < share <= 1:
-        raise DataError(f"{section}.share must be above 0 and up to 1, found {share}", field="share")
+        raise DataError(f"{section}.share must be above 0 and at most 1, found {share}", field="share")
 
 
 class Reworded(NamedTuple):
     records: Records[Demonstration]
-    changed: int  # records among them that are not as they were
+    changed: int  # number of records that were changed
 
 
 def reword(
     records: Records[Demonstration], thought: ChainOfThought | None, few_shot: FewShot | None, seed: int
 ) -> Records[Demonstration]:
-    """The demonstrations as they are trained on: reasoning first, so that exemplars have it too. None: nothing changes.
-
-    Raises DataError where a setting changes no demonstration.
+    """The demonstrations as they are trained on. Reasoning is added first, so that exemplars have it too. A setting
+    that is None is skipped. Raises DataError if one that is not None changes no demonstration.
     """
     if thought is not None:
         records = _told(
@@ -116,16 +115,16 @@ def _told(reworded: Reworded, setting: str, cause: str) -> Records[Demonstration
     log.info("%s: %d of %d demonstrations", setting, reworded.changed, len(reworded.records))
     if not reworded.changed:
         raise DataError(
-            f"{setting} changed no demonstration: {cause}; leave it out, raise its share, or give other data"
+            f"{setting} changed no demonstration: {cause}; leave it out, raise its share, or use other data"
         )
     return reworded.records
 
 
 def add_rationales(records: Records[Demonstration], thought: ChainOfThought, seed: int) -> Reworded:
-    """The demonstrations; of those with a rationale in meta a share has it in the answer, and asked for in the prompt.
+    """Add reasoning to a share of the demonstrations with a rationale in meta, and ask for it in their prompts.
 
-    An answer that holds it already is made anew from meta's `target`; without one it stays. Those changed say so in
-    meta's `chain_of_thought`. Raises DataError for a rationale that is no text.
+    An answer that already contains the rationale is rebuilt from meta's `target`; without a target it stays unchanged.
+    Changed records have `chain_of_thought` true in meta. Raises DataError for a rationale that is not text.
     """
     rng = random.Random(f"chain of thought {seed}")
 
@@ -136,9 +135,7 @@ def add_rationales(records: Records[Demonstration], thought: ChainOfThought, see
         try:
             rationale = check_text(rationale, "meta.rationale").strip()
         except DataError as error:
-            raise DataError(
-                f"{record.source}: row '{record.id}': {error}; mend or delete it", field=RATIONALE
-            ) from None
+            raise DataError(f"{record.source}: row '{record.id}': {error}; fix or delete it", field=RATIONALE) from None
         *before, prompt, answer = record.messages
         text = answer.content.strip()
         if rationale in text:
@@ -158,10 +155,10 @@ def add_rationales(records: Records[Demonstration], thought: ChainOfThought, see
 
 
 def add_exemplars(records: Records[Demonstration], few_shot: FewShot, seed: int) -> Reworded:
-    """The demonstrations, a share of them with other ones of their task before the question.
+    """Put exemplars, other demonstrations of the task, before the question of a share of the demonstrations.
 
-    Exemplars have another prompt than the question and than each other, the same system message, and reasoning if it
-    has; meta's `exemplars` names them. A few numbers for each demonstration stay in memory, no text.
+    Exemplars have prompts that differ from the question and from each other, the same system message, and reasoning if
+    the question has it; meta's `exemplars` lists their ids. Memory: a few numbers per demonstration, no text.
     """
     pools = _pools(records, few_shot)
     rng = random.Random(f"few-shot {seed}")
@@ -185,7 +182,7 @@ def add_exemplars(records: Records[Demonstration], few_shot: FewShot, seed: int)
 def _changed(
     records: Records[Demonstration], change: Callable[[int, Demonstration], Iterable[Demonstration]]
 ) -> Reworded:
-    """Each record's changed forms in its place, or itself where there are none."""
+    """Each record replaced by its changed forms, or kept if it has none."""
     count = 0
 
     def stream() -> Iterator[Demonstration]:
@@ -204,13 +201,13 @@ def _changed(
 
 
 class Exchange(NamedTuple):
-    instruction: str  # "" where the pattern knows none
+    instruction: str  # "" if the pattern has none
     question: str
     answer: str
 
 
 def exchange(record: Demonstration, pattern: str) -> Exchange | None:
-    """What the demonstration asks and answers; None for a dialogue, and for an instruction that nothing follows."""
+    """The demonstration's question and answer; None for a dialogue, and for an instruction that nothing follows."""
     turns = [message.content for message in record.messages if message.role != "system"]
     if len(turns) != 2:
         return None
@@ -240,11 +237,11 @@ def few_shot_prompt(asked: Exchange, exemplars: Sequence[Exchange], few_shot: Fe
 
 
 class _Pools(NamedTuple):
-    """Demonstrations that may be exemplars of one another: the first of each prompt of a task."""
+    """Demonstrations that may be exemplars of one another: the first one of each prompt of a task."""
 
-    members: "list[array[int]]"  # pool -> places of its demonstrations
-    of: "array[int]"  # place -> its pool, -1 where it has none
-    first: "array[int]"  # place -> the member of its pool that has its prompt
+    members: "list[array[int]]"  # pool -> indices of its demonstrations
+    of: "array[int]"  # demonstration -> its pool, -1 if it has none
+    first: "array[int]"  # demonstration -> the member of its pool that has its prompt
 
 
 def _pools(records: Records[Demonstration], few_shot: FewShot) -> _Pools:

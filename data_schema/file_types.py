@@ -1,4 +1,4 @@
-"""What each type of data file holds: its rows, one at a time. Every type but .zip may be gzipped too."""
+"""Read each type of data file, one row at a time. Every type except .zip may also be gzipped."""
 
 import codecs
 import gzip
@@ -21,12 +21,12 @@ NumberedRows = Iterator[tuple[int, Row | DataError]]
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked. A broken gzip file is a DataError."""
+    """Open a file, decompressed if it is gzipped. Raises DataError for a broken gzip file."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as stream:
             yield stream  # type: ignore[misc]  # GzipFile is an IO[bytes] in all but its type
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again, or drop .gz from its name") from None
+        raise DataError(f"{path}: broken gzip file ({error}); download it again, or remove .gz from its name") from None
 
 
 def _decode(raw: bytes, path: Path, row: int, member: str | None = None) -> str:
@@ -45,7 +45,7 @@ def _decode(raw: bytes, path: Path, row: int, member: str | None = None) -> str:
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    # Bytes are split, not text: U+2028 inside a JSON string ends no line.
+    # Split bytes, not text: U+2028 inside a JSON string must not end a line.
     with _open(path) as stream:
         yield from enumerate(stream, start=1)
 
@@ -58,8 +58,8 @@ def _object_or_error(value: object, path: Path, row: int) -> Row | DataError:
     )
 
 
-# What json raises. Of these only JSONDecodeError means broken text: the others are a number of over 4,300 digits, and
-# nesting deeper than Python's stack.
+# The errors of json. Only JSONDecodeError means invalid JSON: the others are a number of over 4,300 digits, and nesting
+# deeper than Python's stack.
 UNREADABLE_JSON = (ValueError, RecursionError)
 
 
@@ -77,12 +77,12 @@ def _json_lines(path: Path) -> NumberedRows:
 
 
 def _what(error: ValueError | RecursionError) -> str:
-    """What json complains of, without its advice."""
+    """The message of json's error, without its advice."""
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
 
 
 def _read_jsonl(path: Path) -> NumberedRows:
-    """JSON lines; also an array under a .jsonl name."""
+    """Read JSON lines, or an array in a file named .jsonl."""
     with _open(path) as stream:
         start = stream.read(64)
     is_array = start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
@@ -90,7 +90,7 @@ def _read_jsonl(path: Path) -> NumberedRows:
 
 
 def _read_json(path: Path) -> NumberedRows:
-    """An array of objects; also JSON lines or a single object under a .json name."""
+    """Read an array of objects, or JSON lines or a single object in a file named .json."""
     with _open(path) as stream:
         raw = stream.read()
     if raw.removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"[":
@@ -105,7 +105,7 @@ def _read_json(path: Path) -> NumberedRows:
 
 
 def _array_items(text: str, path: Path) -> NumberedRows:
-    """Items one after another, so that a large array never stands in memory as Python objects."""
+    """Decode the items one by one, so that a large array is never in memory as Python objects."""
     decoder = json.JSONDecoder()
 
     def after_space(at: int) -> int:
@@ -115,7 +115,7 @@ def _array_items(text: str, path: Path) -> NumberedRows:
 
     def broken(what: str, at: int) -> DataError:
         line = text.count("\n", 0, at) + 1
-        return DataError(f"{path}:{row}: broken JSON array ({what}, line {line}); repair it", reason="broken JSON")
+        return DataError(f"{path}:{row}: broken JSON array ({what}, line {line}); fix it", reason="broken JSON")
 
     at, row = after_space(text.index("[") + 1), 1
     ended = text[at : at + 1] == "]"
@@ -138,7 +138,7 @@ def _array_items(text: str, path: Path) -> NumberedRows:
 def _read_separated(path: Path, separator: str) -> NumberedRows:
     import csv
 
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 kB
+    csv.field_size_limit(2**31 - 1)  # the default refuses cells over 128 kB
     lines = (_decode(raw, path, row) for row, raw in _raw_lines(path))
     reader = csv.DictReader(lines, delimiter=separator, strict=True)
     rows = enumerate(reader, start=1)
@@ -156,8 +156,8 @@ def _read_separated(path: Path, separator: str) -> NumberedRows:
             yield (
                 row,
                 DataError(
-                    f"{path}:{row}: {n_cells} cells where the header has {len(names)} ({', '.join(names)});"
-                    " quote cells that hold separators",
+                    f"{path}:{row}: {n_cells} cells, but the header has {len(names)} ({', '.join(names)});"
+                    " quote cells that contain separators",
                     reason="cells and header differ in number",
                 ),
             )
@@ -170,7 +170,7 @@ def _tsv_cells(raw: bytes, path: Path, row: int) -> list[str]:
 
 
 def first_tsv_cells(path: Path) -> list[str]:
-    """The cells of a .tsv's first line: the names of its columns, or its first row. Empty if it cannot be read."""
+    """The cells of a .tsv's first line, which is a header or a row. Empty if it cannot be read."""
     try:
         return next((_tsv_cells(raw, path, row) for row, raw in _raw_lines(path)), [])
     except DataError:
@@ -178,7 +178,7 @@ def first_tsv_cells(path: Path) -> list[str]:
 
 
 def read_tsv_without_header(path: Path, header: Sequence[str]) -> NumberedRows:
-    """Rows of a .tsv that begins with its first row, or with `header` itself; a quote in a cell is a quote."""
+    """Rows of a .tsv without a header line (one equal to `header` is skipped). Quotes in cells are literal."""
     for row, raw in _raw_lines(path):
         try:
             cells = _tsv_cells(raw, path, row)
@@ -186,8 +186,8 @@ def read_tsv_without_header(path: Path, header: Sequence[str]) -> NumberedRows:
                 continue
             if len(cells) != len(header) and cells != [""]:
                 raise DataError(
-                    f"{path}:{row}: {len(cells)} cells, where there must be {len(header)} ({', '.join(header)});"
-                    " put tabs between cells and nowhere else",
+                    f"{path}:{row}: {len(cells)} cells, but there must be {len(header)} ({', '.join(header)});"
+                    " use tabs only between cells",
                     reason="wrong number of cells",
                 )
             if cells != [""]:
@@ -216,17 +216,17 @@ def _read_parquet(path: Path) -> NumberedRows:
             batches = pq.ParquetFile(io.BytesIO(stream.read()) if packed else stream).iter_batches(batch_size=1024)
             rows: Iterable[Row] = chain.from_iterable(batch.to_pylist() for batch in batches)
             yield from enumerate(rows, start=1)
-        except (pa.ArrowException, OSError) as error:  # the second where a page of it cannot be unpacked
-            raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        except (pa.ArrowException, OSError) as error:  # OSError: a page cannot be decompressed
+            raise DataError(f"{path}: broken Parquet file ({str(error).splitlines()[0]}); write it again") from None
 
 
 def _read_zip(path: Path) -> NumberedRows:
-    """The .txt files in a .zip, each one row; what else is in it is passed over."""
+    """The .txt files in a .zip, one row each; other files in it are ignored."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if name.lower().endswith(".txt")]
             if not members:
-                raise DataError(f"{path}: holds no .txt file; unpack it and give its files")
+                raise DataError(f"{path}: contains no .txt file; unpack it and give its files")
             for row, member in enumerate(members, start=1):
                 try:
                     text = _decode(archive.read(member), path, row, member)
@@ -235,7 +235,7 @@ def _read_zip(path: Path) -> NumberedRows:
                 except DataError as error:
                     yield row, error
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be unpacked ({error}); fetch it again, or unpack it by hand") from None
+        raise DataError(f"{path}: cannot be unpacked ({error}); download it again, or unpack it by hand") from None
 
 
 READERS: dict[str, Callable[[Path], NumberedRows]] = {

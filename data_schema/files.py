@@ -1,4 +1,4 @@
-"""Rows in files and records in files."""
+"""Read rows from data files; read and write files of records."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from data_schema.table import from_row, rows_to_table
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
     """(row number from 1, row) of a file, one at a time. In JSONL and .txt the row number is the line number.
 
-    Raises DataError naming file, row and cure at the first row that cannot be read.
+    Raises DataError, naming file, row and fix, at the first row that cannot be read.
     """
     for number, row in rows_or_errors(path):
         if isinstance(row, DataError):
@@ -26,24 +26,24 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
 
 
 def rows_or_errors(path: str | Path, header: Sequence[str] | None = None) -> NumberedRows:
-    """As `read_rows`, with a DataError in the place of a row that cannot be read while the next ones can.
+    """Like `read_rows`, with a DataError in place of an unreadable row if the rows after it can still be read.
 
-    `header` names the cells of a .tsv that begins with its first row; for other files it means nothing.
+    `header` names the columns of a .tsv without a header line; for other files it is ignored.
 
-    Raises DataError, at the call, for a missing file or an unknown ending, and where nothing after can be read.
+    Raises DataError for a missing file or an unknown ending (when called), and where nothing further can be read.
     """
     path = Path(path)
     check_is_file(path)
     ending = file_ending(path.name)
     if ending is None:
-        raise DataError(f"{path}: cannot tell the file type; name it with one of {', '.join(READERS)} (or those + .gz)")
+        raise DataError(f"{path}: unknown file type; use one of the endings {', '.join(READERS)} (or these + .gz)")
     if header is not None and ending == ".tsv":
         return read_tsv_without_header(path, header)
     return READERS[ending](path)
 
 
 def file_ending(name: str) -> str | None:
-    """The ending that says how to read a file of this name, without .gz; None if there is none."""
+    """The ending, without .gz, that decides how a file of this name is read; None if it is not a known one."""
     ending = Path(name.lower().removesuffix(".gz")).suffix
     return ending if ending in READERS else None
 
@@ -53,15 +53,15 @@ def check_is_file(path: Path) -> None:
         return
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if file_ending(p.name))
-        raise DataError(f"{path}: is a folder; give one file of it ({_few(inside) or 'none can be read'})")
+        raise DataError(f"{path}: is a folder; give one of its files ({_few(inside) or 'none can be read'})")
     folder = path.parent
     if not folder.is_dir():
-        raise DataError(f"{path}: no such file, nor is there a folder {folder.absolute()}; check the path")
+        raise DataError(f"{path}: no such file, and no folder {folder.absolute()}; check the path")
     import difflib
 
     names = sorted(p.name for p in folder.iterdir() if p.is_file())
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or [n for n in names if file_ending(n)]
-    raise DataError(f"{path}: no such file; in {folder.absolute()} there is {_few(near) or 'no data file'}")
+    raise DataError(f"{path}: no such file; {folder.absolute()} contains {_few(near) or 'no data file'}")
 
 
 def _few(names: list[str]) -> str:
@@ -69,26 +69,26 @@ def _few(names: list[str]) -> str:
 
 
 def read_records(path: str | Path, kind: type[R]) -> Iterator[R]:
-    """The records that `write_records` wrote. Raises DataError naming file and row for everything else."""
+    """The records of a file that `write_records` wrote. Raises DataError, naming file and row, for anything else."""
     for row, values in read_rows(path):
         try:
             yield from_row(kind, values) if file_ending(str(path)) == ".parquet" else from_dict(kind, values)
         except DataError as error:
             raise DataError(
-                f"{path}:{row}: {error}; these are not {KIND_NAMES[kind]} as write_records writes them",
+                f"{path}:{row}: {error}; give a file of {KIND_NAMES[kind]} that write_records wrote",
                 field=error.field,
                 reason=error.reason,
             ) from None
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records of one kind as .jsonl, .jsonl.gz or .parquet; returns how many. All or nothing: a reader sees the
-    old file or the whole new one."""
+    """Write records of one kind as .jsonl, .jsonl.gz or .parquet and return their number. All or nothing: readers see
+    the old file or the complete new one."""
     path = Path(path)
     writers = {".jsonl": _write_jsonl, ".jsonl.gz": _write_jsonl_gz, ".parquet": _write_parquet}
     ending = next((e for e in writers if path.name.lower().endswith(e)), None)
     if ending is None:
-        raise DataError(f"{path}: records are written as {', '.join(writers)}; choose one of these endings")
+        raise DataError(f"{path}: records cannot be written to this file type; use {', '.join(writers)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -107,7 +107,7 @@ def _one_kind(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
         kind = kind or type(record)
         if type(record) is not kind:
-            raise DataError(f"a file holds one kind of record, found {KIND_NAMES[kind]} and {KIND_NAMES[type(record)]}")
+            raise DataError(f"a file takes one kind of record, found {KIND_NAMES[kind]} and {KIND_NAMES[type(record)]}")
         yield record
 
 
@@ -120,7 +120,7 @@ def _write_jsonl(stream: IO[bytes], records: Iterator[Record]) -> int:
 
 
 def _write_jsonl_gz(stream: IO[bytes], records: Iterator[Record]) -> int:
-    # No name and no time inside, so that equal records make equal bytes.
+    # Without a file name and a time in the header, so that equal records give equal bytes.
     with gzip.GzipFile(filename="", fileobj=stream, mode="wb", mtime=0) as packed:
         return _write_jsonl(packed, records)  # type: ignore[arg-type]  # as in file_types
 
@@ -130,7 +130,7 @@ def _write_parquet(stream: IO[bytes], records: Iterator[Record]) -> int:
 
     first = next(records, None)
     if first is None:
-        raise DataError("no records to write; a Parquet file needs one to know its columns")
+        raise DataError("no records to write; a Parquet file needs at least one to define its columns")
     table = rows_to_table(type(first), chain([first], records))
     pq.write_table(table, stream)
     return table.num_rows

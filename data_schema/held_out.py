@@ -1,6 +1,6 @@
-"""Held-out tasks: what no training stage may read, so that an evaluation on it meets something new.
+"""Held-out tasks: data that no training stage may read, so that an evaluation tests tasks that are new to the model.
 
-FLAN (2.2) holds out whole clusters of tasks, T0 (3) whole tasks: not rows of a task that is trained on.
+FLAN (2.2) holds out whole clusters of tasks, T0 (3) whole tasks; neither holds out only rows of a trained task.
 """
 
 import logging
@@ -23,28 +23,28 @@ class HeldOutTasks:
     """Tasks and sources that training stages must not read; `evaluate` may."""
 
     meta: dict[str, list[str]] = field(default_factory=dict)
-    """Field of a row's meta (or `group`, the record's own) -> values that are held out, such as {task: [rte, cb],
-    cluster: [nli]}. Where a row holds a list there, one of its values is enough."""
+    """Field of a row's meta (or `group`, the record's own field) -> held-out values, such as {task: [rte, cb],
+    cluster: [nli]}. If a row has a list there, one matching value is enough."""
     sources: list[str] = field(default_factory=list)
-    """Files and data sets, as in a source's `path`; a data set counts whole, whatever its split."""
+    """Held-out files and data sets, written like a source's `path`. A data set is held out with all its splits."""
     on_row: Literal["error", "drop"] = "error"
-    """What a held-out row in a training source does: stop the stage, or be left out, counted and logged."""
+    """What to do with held-out rows in a training source. error: stop the stage; drop: leave out, count and log."""
 
     def __post_init__(self) -> None:
         if not (self.sources or any(self.meta.values())):
-            raise DataError("held_out_tasks names nothing; give meta or sources, or leave it out", field="meta")
+            raise DataError("held_out_tasks is empty; give meta or sources, or leave it out", field="meta")
         if self.on_row not in ("error", "drop"):
             raise DataError(f"held_out_tasks.on_row must be error or drop, found '{self.on_row}'", field="on_row")
 
 
 def labels(record: Record, name: str) -> list[str]:
-    """The values of a field of the record's meta, or its `group`, as `meta_values` gives them."""
+    """The values of a field of the record's meta, or of its `group`, as returned by `meta_values`."""
     return meta_values({"group": record.group} if name == "group" else record.meta, name)
 
 
 def task_of(record: Record, by: str | None) -> str:
-    """A row's task: meta's field `by`; without it meta's `task` or `task_name`, or else the file's name and the
-    promptsource template. Raises DataError where meta has no `by`."""
+    """A row's task: meta's field `by`. With `by` None: meta's `task` or `task_name`, or else the file's name and the
+    promptsource template. Raises DataError if meta has no field `by`."""
     for name in (by,) if by else NAME_FIELDS:
         if named := labels(record, name):
             return named[0]
@@ -59,7 +59,7 @@ def task_of(record: Record, by: str | None) -> str:
 
 
 def meta_values(meta: Mapping[str, Any], name: str) -> list[str]:
-    """The values of a field of `meta` as text: none, one, or those of a list."""
+    """The values of a field of `meta` as text: none, one, or the items of a list."""
     value = meta.get(name)
     if value is None:
         return []
@@ -67,10 +67,10 @@ def meta_values(meta: Mapping[str, Any], name: str) -> list[str]:
 
 
 def keep_out(records: Iterable[R], held_out: HeldOutTasks, place: str, dropped: Counter[str]) -> Iterator[R]:
-    """The records without held-out ones, which are counted in `dropped`, or raise DataError under on_row "error".
+    """The records that are not held out. The others are counted in `dropped`, or raise DataError if on_row is "error".
 
-    `place` names the source. Records none of which has any of the fields are told of in a warning: nobody can say
-    what tasks they are.
+    `place` names the source. Logs a warning if no record has any of the fields, since held-out tasks are then not
+    recognised.
     """
     values = {name: frozenset(map(str, listed)) for name, listed in held_out.meta.items()}
     known = False
@@ -84,16 +84,16 @@ def keep_out(records: Iterable[R], held_out: HeldOutTasks, place: str, dropped: 
             dropped[f"held-out {hit[0]} {hit[1]}"] += 1
         else:
             raise DataError(
-                f"{place}: row '{record.id}' has {hit[0]} '{hit[1]}', which held_out_tasks keeps from training; take it"
-                " out of the data, or set held_out_tasks.on_row: drop",
+                f"{place}: row '{record.id}' has {hit[0]} '{hit[1]}', which held_out_tasks excludes from training;"
+                " remove it from the data, or set held_out_tasks.on_row: drop",
                 field=hit[0],
             )
     if not known:
-        log.warning("%s: no row has %s, so held-out tasks cannot be told", place, " or ".join(values))
+        log.warning("%s: no row has %s, so held-out tasks cannot be detected", place, " or ".join(values))
 
 
 def overlap(path: str, other: str) -> bool:
-    """Whether two sources' paths share a file, or a data set or folder of it on the hub."""
+    """Whether two sources' paths share a file, or a hub data set or folder of one."""
     one, two = locate(path), locate(other)
     if isinstance(one, FileLocation) and isinstance(two, FileLocation):
         return bool({p.resolve() for p in one.paths} & {p.resolve() for p in two.paths})

@@ -1,4 +1,4 @@
-"""What a source's path names: files here, a data set on the hub, or a Python function; and how to get at it."""
+"""Resolve a source's path to files, a hub data set or a Python function, and open the last two."""
 
 import ast
 import glob
@@ -17,12 +17,12 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class FileLocation(NamedTuple):
-    paths: tuple[Path, ...]  # one, or those of a folder or pattern in the order of their names
+    paths: tuple[Path, ...]  # one file, or the files of a folder or pattern, sorted by name
 
 
 class HubLocation(NamedTuple):
     name: str  # owner/name
-    folder: str | None  # the part of the data set, load_dataset's data_dir
+    folder: str | None  # subset of the data set: load_dataset's data_dir
 
     @property
     def stem(self) -> str:
@@ -38,14 +38,12 @@ Location = FileLocation | HubLocation | PythonLocation
 
 
 def locate(path: str) -> Location:
-    """What `path` names. A path that does not exist is a file's if it looks like one, else a hub data set's.
-
-    Raises DataError when it looks like nothing, and for a file that is not there.
-    """
+    """The location that `path` names. If nothing exists there, it counts as a file if it looks like one, else as a hub
+    data set. Raises DataError if it looks like neither, or like a file that does not exist."""
     if path.startswith("python:"):
         parts = path.split(":")
         if len(parts) != 3 or not all(parts):
-            raise DataError(f"{path}: a Python source is written python:module:function", field="path")
+            raise DataError(f"{path}: not a Python source; write it as python:module:function", field="path")
         return PythonLocation(parts[1], parts[2])
     here, there = places(path)
     for candidate in (here, there):
@@ -56,34 +54,34 @@ def locate(path: str) -> Location:
         if glob.has_magic(path) and (found := glob.glob(str(candidate), recursive=True)):
             return FileLocation(_data_files(path, found))
     if glob.has_magic(path):
-        raise DataError(f"{path}: no file fits this pattern; check it and the current folder", field="path")
+        raise DataError(f"{path}: no file matches this pattern; check the pattern and the current folder", field="path")
     name, _, folder = path.partition(":")
     if here.exists() or there.exists() or file_ending(path) or path.startswith((".", "/", "~")):
-        check_is_file(there if there.exists() or not here.parent.is_dir() else here)  # complains: it is none
+        check_is_file(there if there.exists() or not here.parent.is_dir() else here)  # raises: it is not one
     if not HUB_NAME.fullmatch(name):
         raise DataError(
-            f"{path}: neither a file, nor owner/name on the hub, nor python:module:function; check the spelling",
+            f"{path}: not a file, not owner/name on the hub and not python:module:function; check the spelling",
             field="path",
         )
     return HubLocation(name, folder or None)
 
 
 def places(path: str) -> tuple[Path, Path]:
-    """Where a file of this path may be: from the current folder, and from the folder in TRIPTYCH_DATA."""
+    """Where a file of this path may be: relative to the current folder, and relative to the folder in TRIPTYCH_DATA."""
     here = Path(path).expanduser()
     data_folder = os.environ.get("TRIPTYCH_DATA")
     return here, Path(data_folder).expanduser() / here if data_folder else here
 
 
 def _data_files(path: str, names: Iterable[str]) -> tuple[Path, ...]:
-    """The data files among `names`, sorted. Raises DataError when there is none, or when they are of several types."""
+    """The data files among `names`, sorted. Raises DataError if there are none, or if they have several types."""
     files = sorted(file for file in map(Path, names) if file_ending(file.name) and file.is_file())
     endings = sorted({str(file_ending(file.name)) for file in files})
     if not files:
-        raise DataError(f"{path}: holds no data file; name one", field="path")
+        raise DataError(f"{path}: contains no data file; give a file or folder with data", field="path")
     if len(endings) > 1:
         raise DataError(
-            f"{path}: holds files of several types ({', '.join(endings)}); give one of them, or a pattern such as"
+            f"{path}: contains files of several types ({', '.join(endings)}); give one file, or a pattern such as"
             f" {Path(path) / ('*' + endings[0]) if not glob.has_magic(path) else '*' + endings[0]}",
             field="path",
         )
@@ -91,7 +89,7 @@ def _data_files(path: str, names: Iterable[str]) -> tuple[Path, ...]:
 
 
 def hub_rows(location: HubLocation, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a hub data set. Raises DataError, at the call, when it cannot be had."""
+    """(row number from 1, row) of a hub data set. Raises DataError, when called, if it cannot be loaded."""
     import datasets
 
     try:
@@ -100,20 +98,20 @@ def hub_rows(location: HubLocation, split: str) -> Iterator[tuple[int, dict[str,
         told = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{location.name}: cannot load split '{split}' from the hub ({type(error).__name__}: {told[:300]});"
-            " check name, split and network, or give the path of a local copy",
+            " check the name, the split and the network, or give the path of a local copy",
             field="path",
         ) from error
     return enumerate(rows, start=1)
 
 
 def hub_revision(name: str) -> str | None:
-    """The commit that the hub serves now; without network the one in the local cache; None when neither is known."""
+    """The commit that the hub serves now; without a network the one in the local cache; None if neither is known."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
         import huggingface_hub
 
         try:
             return huggingface_hub.HfApi().dataset_info(name, timeout=5).sha
-        except Exception:  # no network, or no such data set: loading will say so
+        except Exception:  # no network, or no such data set: loading will report it
             pass
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
@@ -122,7 +120,7 @@ def hub_revision(name: str) -> str | None:
 
 
 def python_function(location: PythonLocation) -> Callable[..., Iterable[Any]]:
-    """The function of a Python source. Raises DataError when module or function is not there."""
+    """The function of a Python source. Raises DataError if the module or the function does not exist."""
     _module_file(location.module)
     function = getattr(importlib.import_module(location.module), location.function, None)
     if not callable(function):
@@ -131,7 +129,7 @@ def python_function(location: PythonLocation) -> Callable[..., Iterable[Any]]:
 
 
 def python_files(module: str) -> list[Path]:
-    """The module's source file and those of the modules beside it that it imports, in a fixed order."""
+    """The module's source file and those of the modules next to it that it imports, in a fixed order."""
     first = _module_file(module)
     files, waiting = {first}, [first]
     while waiting:

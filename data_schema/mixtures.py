@@ -1,9 +1,9 @@
-"""Mixtures: how much of each source goes into an epoch, and in what order.
+"""Mixtures: how much of each source an epoch contains, and in what order.
 
-Sizes and weights give rates, rates and a number of rows give counts, counts and a seed give the order, a row at a time.
-Examples-proportional and temperature mixing as in T5 (Raffel et al. 2020, 3.5.2), with FLAN's cap on the size a data
-set counts with (2.4) and T0's (5). We differ: counts are the rates' to the row and spread evenly over the epoch, where
-those sample, so that every stretch of training holds the mixture.
+Sizes and weights determine rates; rates and a number of rows determine counts; counts and a seed determine the order.
+Examples-proportional and temperature mixing follow T5 (Raffel et al. 2020, 3.5.2); the cap on the size that a data set
+counts as follows FLAN (2.4) and T0 (5). These sample rows; we differ in that counts match the rates to the row and are
+spread evenly over the epoch, so that every stretch of training contains the mixture.
 """
 
 import heapq
@@ -22,31 +22,31 @@ from data_schema.sources import Source, load, load_all
 from data_schema.table import Records, concatenate
 
 log = logging.getLogger("triptych.data")
-SHOWN = 12  # parts that the log names
+SHOWN = 12  # parts that the log lists
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What an epoch holds of each part of the data. A part is a source, or with `by` one task of a source.
+    """How much of each part of the data an epoch contains. A part is a source or, with `by`, one task of a source.
 
-    A part's size is its rows, at most `limit` of them, and counts at most as `cap` (over it, as cap / templates of its
-    source, rounded down).
+    A part's size is its number of rows, at most `limit`. A size above `cap` counts as cap / templates of its source,
+    rounded down.
     """
 
     mode: Literal["proportional", "temperature", "weights"] = "proportional"
-    """Rates: proportional to size x weight; to (size x weight)^(1 / temperature); or to each source's weight, shared
-    among its parts by size."""
+    """Rule for the rates. proportional: to size x weight; temperature: to (size x weight)^(1 / temperature); weights:
+    to each source's weight, shared among its parts by size."""
     cap: int | None = None
-    """Size that a larger part counts as (FLAN: 3000; T0: 500000, with the source's `templates`)."""
+    """Size that a larger part counts as, divided by its source's `templates` (FLAN: 3000; T0: 500000). null: no cap."""
     temperature: float = 1.0
-    """1: proportional; .inf: all parts alike (T5: 2)."""
+    """Temperature of mode temperature. 1: proportional; .inf: the same rate for all parts (T5: 2)."""
     limit: int | None = None
-    """Rows of a part that are used at most, chosen at random (FLAN: 30000)."""
+    """Maximum number of rows of a part to use, chosen at random (FLAN: 30000). null: all."""
     n_rows: int | None = None
-    """Rows of an epoch; null: as many as the sizes (times weights, if proportional) add up to. A row comes again only
-    after all others of its part came."""
+    """Number of rows in an epoch. null: the sum of the sizes (times weights in mode proportional). A row is repeated
+    only after all others of its part were used."""
     by: str | None = None
-    """A field of meta, such as task, or `group`, the record's own: each of its values in a source is a part."""
+    """Field of meta, such as task (or `group`, the record's own), that splits a source into parts. null: no split."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("proportional", "temperature", "weights"):
@@ -56,12 +56,12 @@ class Mixture:
         for name in ("cap", "limit", "n_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise DataError(f"mixture.{name} must be at least 1, found {value}; leave it out for none", field=name)
+                raise DataError(f"mixture.{name} must be at least 1, found {value}; or leave it out", field=name)
         if not self.temperature > 0:
             raise DataError(f"mixture.temperature must be above 0, found {self.temperature}", field="temperature")
         if self.temperature != 1 and self.mode != "temperature":
             raise DataError(
-                f"mixture.temperature means nothing in mode {self.mode}; set mode: temperature", field="temperature"
+                f"mixture.temperature has no effect in mode {self.mode}; set mode: temperature", field="temperature"
             )
 
 
@@ -69,8 +69,8 @@ class Part(NamedTuple):
     """Rows that share one rate."""
 
     name: str
-    n_rows: int  # within the mixture's limit
-    source: int = 0  # which of the sources it is of
+    n_rows: int  # at most the mixture's limit
+    source: int = 0  # index of its source
     weight: float = 1.0  # of that source
     templates: int = 1  # of that source
 
@@ -81,16 +81,16 @@ class Pick(NamedTuple):
 
 
 def counted_size(n_rows: int, cap: int | None, templates: int = 1) -> int:
-    """The size that `n_rows` count as: over the cap, cap / templates rounded down, at least 1.
+    """The size that `n_rows` rows count as: above the cap, cap / templates rounded down, at least 1.
 
     With one template this is min(n_rows, cap), FLAN's rule (2.4: a mixing rate maximum of 3,000). With more it is T0's
-    (5: a data set of over 500,000 rows counts as 500,000 / templates with each of its templates).
+    (5: a data set of over 500,000 rows counts as 500,000 / templates for each of its templates).
     """
     return n_rows if cap is None or n_rows <= cap else max(1, cap // templates)
 
 
 def mixing_rates(parts: Sequence[Part], mixture: Mixture) -> list[float]:
-    """The share of an epoch that each part has; they add up to 1."""
+    """Each part's share of an epoch; the shares add up to 1."""
     sizes = [counted_size(part.n_rows, mixture.cap, part.templates) for part in parts]
     if mixture.mode == "weights":
         of_source: dict[int, int] = {}
@@ -105,9 +105,9 @@ def mixing_rates(parts: Sequence[Part], mixture: Mixture) -> list[float]:
 
 
 def epoch_rows(parts: Sequence[Part], mixture: Mixture) -> int:
-    """Rows of an epoch: `n_rows`, or what the counted sizes add up to, each times its weight if they are proportional.
+    """Rows of an epoch: `n_rows`, or else the sum of the counted sizes, each times its weight in mode proportional.
 
-    So a proportional epoch uses each row at most once, unless a weight above 1 asks for more.
+    So a proportional epoch uses each row at most once, unless a weight is above 1.
     """
     if mixture.n_rows is not None:
         return mixture.n_rows
@@ -118,7 +118,7 @@ def epoch_rows(parts: Sequence[Part], mixture: Mixture) -> int:
 
 
 def row_counts(rates: Sequence[float], n_rows: int) -> list[int]:
-    """How many of `n_rows` each rate gets: within 1 of rate x n_rows, `n_rows` in all (largest remainders)."""
+    """The number of rows for each rate: within 1 of rate x n_rows, `n_rows` in all (largest remainders)."""
     exact = [rate * n_rows for rate in rates]
     # A product that is a rounding error below a whole number is that number.
     counts = [math.floor(share * (1 + 1e-12)) for share in exact]
@@ -130,10 +130,10 @@ def row_counts(rates: Sequence[float], n_rows: int) -> list[int]:
 
 
 def picks(sizes: Sequence[int], counts: Sequence[int], seed: int) -> Iterator[Pick]:
-    """`counts[i]` rows of each part i of `sizes[i]` rows, in an order drawn by `seed`; holds 8 bytes a row at most.
+    """Yield `counts[i]` rows of each part i of `sizes[i]` rows, in an order set by `seed`. Uses at most 8 bytes a row.
 
-    Each of the `counts[i]` equal stretches of the epoch has one row of part i, at a random place in it. Rows of a part
-    come in random order; where it gives more than it has, all of them come before any comes again.
+    Each of the `counts[i]` equal stretches of the epoch has one row of part i, at a random place in it. A part's rows
+    come in random order; if it gives more rows than it has, all of them come before any is repeated.
     """
 
     def of_part(part: int) -> Iterator[tuple[float, int, int]]:
@@ -146,28 +146,28 @@ def picks(sizes: Sequence[int], counts: Sequence[int], seed: int) -> Iterator[Pi
 
 
 def endless_rows(size: int, seed: str) -> Iterator[int]:
-    """All of 0 .. size - 1 in random order, then all in another, and so on."""
+    """All of 0 .. size - 1 in random order, then all again in another order, and so on."""
     order, rng = array("q", range(size)), random.Random(seed)
     while True:
-        for i in range(size):  # a shuffle (Fisher-Yates) that gives each row as soon as it has its place
+        for i in range(size):  # Fisher-Yates shuffle, yielding each row as soon as its place is fixed
             j = rng.randrange(i, size)
             order[i], order[j] = order[j], order[i]
             yield order[i]
 
 
 def check_weights(place: str, sources: Sequence[Source], mixture: Mixture | None) -> None:
-    """Raises DataError where weights or templates are given and no mixture reads them, or are wanted and not given."""
+    """Raise DataError if weights or templates are given without a mixture, or if weights are needed and missing."""
     for source in sources:
         for name, given in (("weight", source.weight is not None), ("templates", source.templates != 1)):
             if given and mixture is None:
                 raise DataError(
-                    f"{place}: '{source.path}' has {name} {getattr(source, name)}, which nothing but sft.data"
-                    " under sft.mixture has a use for; take it out, or give sft.mixture",
+                    f"{place}: '{source.path}' has {name} {getattr(source, name)}, which only sft.data with"
+                    " sft.mixture uses; remove it, or set sft.mixture",
                     field=name,
                 )
         if mixture is not None and mixture.mode == "weights" and source.weight is None:
             raise DataError(
-                f"{place}: '{source.path}' has no weight, and mixture.mode is weights; give every source one",
+                f"{place}: '{source.path}' has no weight, but mixture.mode is weights; give every source a weight",
                 field="weight",
             )
 
@@ -175,12 +175,12 @@ def check_weights(place: str, sources: Sequence[Source], mixture: Mixture | None
 def load_mixture(
     sources: Sequence[Source], kind: type[R], mixture: Mixture | None, seed: int = 0
 ) -> tuple[Records[R], dict[str, dict[str, Any]]]:
-    """-> (an epoch of the mixture in order, {part: {"rows": it has, "picked": it gives}}).
+    """-> (an epoch of the mixture in order, {part: {"rows": rows it has, "picked": rows drawn from it}}).
 
-    Without a mixture: all rows, one source after another, and no account. Raises DataError as `load_all` does, and
-    where no row has the field `mixture.by`.
+    Without a mixture: all rows, one source after another, and an empty dict. Raises DataError as `load_all` does, and
+    if no row has the field `mixture.by`.
     """
-    if mixture is None or not sources:  # the latter complains
+    if mixture is None or not sources:  # without sources load_all raises
         return load_all(sources, kind, seed), {}
     loaded = [load(source, kind, seed) for source in sources]
     whole = concatenate(loaded)
@@ -189,7 +189,7 @@ def load_mixture(
     account = {part.name: {"rows": part.n_rows, "picked": n} for part, n in zip(parts, counts, strict=True)}
     told = [f"{name} {n['picked']} of {n['rows']} rows" for name, n in list(account.items())[:SHOWN]]
     log.info(
-        "mixture: %d rows an epoch from %d parts: %s%s",
+        "mixture: %d rows per epoch from %d parts: %s%s",
         sum(counts), len(parts), "; ".join(told), " .." if len(parts) > SHOWN else "",
     )  # fmt: skip
     order = picks([part.n_rows for part in parts], counts, seed)
@@ -199,7 +199,7 @@ def load_mixture(
 def _parts(
     sources: Sequence[Source], loaded: Sequence[Records[R]], mixture: Mixture, seed: int
 ) -> tuple[list[Part], list[Sequence[int]]]:
-    """-> (the parts, the places of each part's rows in all sources laid end to end)."""
+    """-> (the parts, each part's rows as indices into the concatenated sources)."""
     parts: list[Part] = []
     rows: list[Sequence[int]] = []
     names: dict[str, int] = {}
@@ -228,7 +228,7 @@ def _parts(
     if not found:
         there = f"they have {', '.join(sorted(seen))}" if seen else "it is empty"
         raise DataError(
-            f"mixture.by is '{mixture.by}', but no row has it in meta ({there}); name another or leave it out",
+            f"mixture.by is '{mixture.by}', but no row has it in meta ({there}); name another field or leave it out",
             field="by",
         )
     return parts, rows

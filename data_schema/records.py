@@ -1,6 +1,6 @@
-"""What flows through the pipeline: demonstrations, comparisons, prompts and documents.
+"""The records that flow through the pipeline: demonstrations, comparisons, prompts and documents.
 
-A record is checked when it is made, so whoever holds one need not check again.
+A record is validated when it is constructed, so code that receives one need not check it again.
 """
 
 import math
@@ -15,7 +15,7 @@ ROLES = ("system", "user", "assistant")
 
 
 def check_text(value: object, name: str) -> str:
-    """`value` if it is text with something in it. Raises DataError naming field `name`."""
+    """Return `value` if it is text and not blank. Raises DataError naming field `name`."""
     if not isinstance(value, str):
         raise DataError(f"'{name}' must be text, found {describe(value)}", field=name)
     if not value.strip():
@@ -23,13 +23,13 @@ def check_text(value: object, name: str) -> str:
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no file or tokenizer can hold it
+        except UnicodeEncodeError:  # JSON can encode half a surrogate pair; UTF-8 cannot
             raise DataError(f"'{name}' holds half a surrogate pair, which is not a character", field=name) from None
     return value
 
 
 def describe(value: object) -> str:
-    """A short name for a value of the wrong type, in JSON's words."""
+    """A short description of a value of the wrong type, in JSON's terms."""
     if value is None:
         return "nothing (null)"
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
@@ -50,7 +50,7 @@ class Message:
 
 
 def _check_turns(messages: Sequence[object], name: str, last: str) -> tuple[Message, ...]:
-    """An optional system message, then user and assistant in turn from a user on, with `last` at the end."""
+    """Check for an optional system message, then user and assistant alternating, user first and `last` at the end."""
     turns = tuple(messages)
     for i, message in enumerate(turns):
         if not isinstance(message, Message):
@@ -88,8 +88,8 @@ class Demonstration(_Record):
     """A conversation whose last answer is to be imitated."""
 
     messages: tuple[Message, ...]  # ends with the assistant
-    group: str | None = None  # user, tree or post: rows of one group never part in a split
-    meta: dict[str, Any] = field(default_factory=dict, hash=False)  # columns that no other field holds
+    group: str | None = None  # user, tree or post: a split keeps the rows of one group together
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)  # columns that have no field of their own
 
     def __post_init__(self) -> None:
         self._check_common(self.group, self.meta)
@@ -114,23 +114,18 @@ class Comparison(_Record):
         object.__setattr__(self, "responses", tuple(self.responses))
         object.__setattr__(self, "ranks", tuple(self.ranks))
         if len(self.responses) < 2:
-            raise DataError(
-                f"'responses' must hold two or more, found {len(self.responses)}",
-                field="responses",
-            )
+            raise DataError(f"'responses' must hold two or more, found {len(self.responses)}", field="responses")
         for i, response in enumerate(self.responses):
             check_text(response, f"responses[{i}]")
         if len(self.ranks) != len(self.responses):
             raise DataError(
-                f"'ranks' must be as many as the responses, found {len(self.ranks)} for {len(self.responses)}",
+                f"'ranks' must have one rank per response, found {len(self.ranks)} for {len(self.responses)}",
                 field="ranks",
+                reason="'ranks' must be as many as the responses",
             )
         for rank in self.ranks:
             if type(rank) is not int or rank < 1:
-                raise DataError(
-                    f"'ranks' must be whole numbers from 1 (best), found {describe(rank)}",
-                    field="ranks",
-                )
+                raise DataError(f"'ranks' must be whole numbers from 1 (best), found {describe(rank)}", field="ranks")
         self._check_same_text()
         if self.labeler is not None:
             check_text(self.labeler, "labeler")
@@ -163,7 +158,7 @@ class Prompt(_Record):
 
 @dataclass(frozen=True)
 class Document(_Record):
-    """Running text, as in pretraining."""
+    """Plain text, as in pretraining."""
 
     text: str
     group: str | None = None
@@ -186,24 +181,24 @@ KIND_NAMES: dict[type, str] = {
 
 
 def prompt_messages(record: Demonstration | Comparison | Prompt) -> tuple[Message, ...]:
-    """The messages that the answer answers; for a demonstration all but its last."""
+    """The messages before the answer; for a demonstration, all but its last."""
     return record.messages[:-1] if isinstance(record, Demonstration) else record.prompt
 
 
 def normalise(text: str) -> str:
-    """Text as compared for sameness: Unicode NFKC, case and runs of white space folded."""
+    """The text in the form that is compared: Unicode NFKC, with case and runs of white space folded."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def prompt_text(record: Record) -> str:
-    """The normalised prompt in one string, equal for rows that ask the same; of a document its normalised text."""
+    """The normalised prompt as one string, equal for rows with the same prompt; for a document, its normalised text."""
     if isinstance(record, Document):
         return normalise(record.text)
     return "\n".join(f"{m.role}: {normalise(m.content)}" for m in prompt_messages(record))
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """The record as plain JSON values; optional fields that say nothing are left out."""
+    """The record as plain JSON values, without empty optional fields."""
     out: dict[str, Any] = {}
     for f in fields(record):
         value = getattr(record, f.name)
@@ -216,7 +211,7 @@ def to_dict(record: Record) -> dict[str, Any]:
 
 
 def from_dict(kind: type[R], row: Mapping[str, Any]) -> R:
-    """The record that `to_dict` wrote. Raises DataError for unknown and missing keys and for every bad value."""
+    """The record that `to_dict` wrote. Raises DataError for unknown or missing keys and for invalid values."""
     known = [f.name for f in fields(kind)]
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     for key in row:
@@ -237,7 +232,7 @@ def from_dict(kind: type[R], row: Mapping[str, Any]) -> R:
 
 
 def check_list(value: object, name: str) -> list[Any]:
-    """`value` if it is a list. Raises DataError naming field `name`."""
+    """Return `value` if it is a list. Raises DataError naming field `name`."""
     if not isinstance(value, list):
         raise DataError(f"'{name}' must be a list, found {describe(value)}", field=name)
     return value
@@ -246,7 +241,7 @@ def check_list(value: object, name: str) -> list[Any]:
 def parse_messages(value: object, name: str) -> tuple[Message, ...]:
     """Messages from [{"role": .., "content": ..}, ..]. Raises DataError naming field `name` and the position.
 
-    Other keys of a message may only be empty: tool calls and the like cannot be kept in a Message.
+    Other keys of a message must be empty: a Message cannot store tool calls and the like.
     """
     messages = []
     for i, item in enumerate(check_list(value, name)):

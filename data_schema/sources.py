@@ -32,38 +32,37 @@ from data_schema.records import KIND_NAMES, R
 from data_schema.table import Records, concatenate
 
 log = logging.getLogger("triptych.data")
-TOLD_BY = 16  # rows by which a format is told: a single one may be the odd one
+TOLD_BY = 16  # rows by which a format is recognised: a single one may be unusual
 
 
 @dataclass(frozen=True)
 class Source:
     """One place to read rows from.
 
-    A relative `path` is looked up from the current folder, then from the folder in the environment variable
-    TRIPTYCH_DATA.
+    A relative `path` is searched in the current folder, then in the folder of the environment variable TRIPTYCH_DATA.
     """
 
     path: str
-    """A file, a folder or pattern of files, "owner/name" or "owner/name:folder" on the Hugging Face hub, or
+    """A file, a folder or glob pattern of files, "owner/name" or "owner/name:folder" on the Hugging Face hub, or
     "python:module:function"."""
     format: str = "auto"
-    """A format of docs/data_formats.md, or "auto": told by the columns of the first rows."""
+    """Name of a format in docs/data_formats.md. "auto": recognise it by the columns of the first rows."""
     split: str = "train"
-    """Split of a hub data set, or the argument of a Python function; a file has none."""
+    """Split of a hub data set, or the `split` argument of a Python function. Ignored for files."""
     limit: int | None = None
-    """Rows read at most after `skip`, dropped ones included, so that skip and limit cut disjoint pieces."""
+    """Maximum number of rows to read after `skip`, dropped rows included, so that pieces are disjoint. null: all."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """What a row that cannot be used does: stop with an error, or be dropped, counted and logged."""
+    """What to do with a row that cannot be used. error: stop; drop: leave the row out, count it and log the count."""
     skip: int = 0
-    """Rows passed over first."""
+    """Number of rows to skip at the start."""
     promptsource: str | None = None
-    """Templates of promptsource that turn raw rows into prompts: "file.yaml#template name", or "file.yaml" for all."""
+    """promptsource templates that turn raw rows into prompts: "file.yaml#template name", or "file.yaml" for all."""
     weight: float | None = None
-    """Its share or its factor in a mixture (docs/mixtures.md); nothing without one."""
+    """Share or factor of the source in a mixture (docs/mixtures.md). null: a factor of 1; an error in mode weights."""
     templates: int = 1
-    """How many sources word this data set, each with a template of its own; for a mixture's cap (T0)."""
+    """Number of sources that use this data set, each with its own template. A mixture's cap is divided by it (T0)."""
     held_out_tasks: HeldOutTasks | None = None
-    """Rows that must not be read here; a recipe's own `held_out_tasks` reaches all its training sources."""
+    """Tasks whose rows must not be read here. A recipe's own `held_out_tasks` applies to all its training sources."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.strip():
@@ -74,26 +73,26 @@ class Source:
         if self.skip < 0:
             raise DataError(f"skip must not be negative, found {self.skip}", field="skip")
         if self.weight is not None and not 0 < self.weight < float("inf"):
-            raise DataError(f"weight must be above 0, found {self.weight}; leave the source out", field="weight")
+            raise DataError(f"weight must be above 0, found {self.weight}; or remove the source", field="weight")
         if self.templates < 1:
             raise DataError(f"templates must be at least 1, found {self.templates}", field="templates")
         if self.on_bad_row not in ("error", "drop"):
             raise DataError(f"on_bad_row must be error or drop, found '{self.on_bad_row}'", field="on_bad_row")
         if self.promptsource is not None and self.path.startswith("python:"):
             raise DataError(
-                "promptsource fills rows, and a Python source gives records; leave it out", field="promptsource"
+                "promptsource needs rows, but a Python source yields records; leave it out", field="promptsource"
             )
         if self.promptsource is not None and self.format not in ("auto", "p3"):
             raise DataError(
-                f"promptsource makes rows of format p3, not {self.format}; leave format out", field="format"
+                f"promptsource produces rows of format p3, not {self.format}; leave format out", field="format"
             )
 
 
 def load(source: Source, kind: type[R], seed: int = 0) -> Records[R]:
-    """The records of a source. `seed` goes to Python functions; files and hub data sets do not depend on it.
+    """The records of a source. `seed` is passed to Python functions; files and hub data sets do not depend on it.
 
-    Raises DataError naming source, row, field and cure: for the first bad row (unless on_bad_row is "drop"), and when
-    no row is left.
+    Raises DataError, naming source, row, field and fix, for the first bad row (unless on_bad_row is "drop") and if no
+    row is left.
     """
     location = locate(source.path)
     dropped: Counter[str] = Counter()
@@ -119,20 +118,20 @@ def load(source: Source, kind: type[R], seed: int = 0) -> Records[R]:
 
 
 def load_all(sources: Sequence[Source], kind: type[R], seed: int = 0) -> Records[R]:
-    """The records of several sources, one source after another; equal ids are told apart, counts of drops added."""
+    """The records of several sources, one source after another. Ids are made unique, counts of drops added up."""
     if not sources:
         raise DataError(f"no source for {KIND_NAMES[kind]}; name at least one")
     return concatenate([load(source, kind, seed) for source in sources])
 
 
 def fingerprint(source: Source, seed: int = 0) -> str:
-    """A digest that changes when the source's records may change, without reading rows.
+    """A digest that changes when the source's records may change. Does not parse rows.
 
-    Files give their bytes; a Python function its module's source (with the modules beside it that it imports) and the
-    seed; a hub data set its name and, where it can be found out, its revision.
+    It covers the bytes of files; the source of a Python function's module (and of the modules next to it that it
+    imports) and the seed; the name of a hub data set and, if it can be found, its revision.
     """
     location = locate(source.path)
-    apart = ("path", "promptsource", "weight", "templates")  # no part of what a row says, or taken in below
+    apart = ("path", "promptsource", "weight", "templates")  # without effect on a row's content, or added below
     settings = {key: value for key, value in asdict(source).items() if key not in apart}
     if isinstance(location, PythonLocation):
         settings |= {"function": location.function, "seed": seed}
@@ -165,15 +164,15 @@ def _call(location: PythonLocation, source: Source, kind: type[R], seed: int) ->
     made = python_function(location)(split=source.split, limit=stop, seed=seed)
     for record in islice(made, source.skip, stop):
         if not isinstance(record, kind):
-            raise DataError(f"{source.path}: gave {type(record).__name__} where {KIND_NAMES[kind]} are wanted")
+            raise DataError(f"{source.path}: yielded a {type(record).__name__}; it must yield {KIND_NAMES[kind]}")
         yield record
 
 
 class Table(NamedTuple):
     """One file, or one data set on the hub."""
 
-    stem: str  # what the ids of its records begin with
-    place: str  # its name in errors
+    stem: str  # prefix of its records' ids
+    place: str  # its name in error messages
     rows: Callable[[], NumberedRows]
 
 
@@ -192,7 +191,7 @@ def _tables(location: FileLocation | HubLocation, source: Source) -> list[Table]
 
 
 def _without_header(location: FileLocation | HubLocation, source: Source) -> Source:
-    """The source, with the format that the first line of a .tsv tells where that is a row and no header."""
+    """The source; if the first line of its .tsv is a row and not a header, with the format recognised from it."""
     if isinstance(location, HubLocation) or source.format != "auto" or source.promptsource is not None:
         return source
     path = location.paths[0]
@@ -201,7 +200,7 @@ def _without_header(location: FileLocation | HubLocation, source: Source) -> Sou
 
 
 def _first_rows(rows: NumberedRows) -> tuple[list[Row], NumberedRows]:
-    """(the first rows that can be read, all rows)."""
+    """(the first readable rows, all rows)."""
     start: list[tuple[int, Row | DataError]] = []
     readable: list[Row] = []
     try:
@@ -211,7 +210,7 @@ def _first_rows(rows: NumberedRows) -> tuple[list[Row], NumberedRows]:
                 readable.append(row)
             if len(readable) == TOLD_BY:
                 break
-    except DataError as error:  # told when the reading comes so far
+    except DataError as error:  # raised once reading reaches it
         rows = _raising(error)
     return readable, chain(start, rows)
 
@@ -222,7 +221,7 @@ def _raising(error: DataError) -> NumberedRows:
 
 
 def _rows_with(columns: frozenset[str], rows: NumberedRows) -> NumberedRows:
-    """The rows, with a DataError for each that lacks a column."""
+    """The rows, with a DataError in place of each that lacks a column."""
     for number, row in rows:
         if not isinstance(row, DataError) and (missing := sorted(columns - row.keys())):
             found = ", ".join(row) or "no columns"
@@ -233,7 +232,7 @@ def _rows_with(columns: frozenset[str], rows: NumberedRows) -> NumberedRows:
 def _read(
     location: FileLocation | HubLocation, source: Source, kind: type[R], dropped: Counter[str]
 ) -> tuple[str, Iterator[R]]:
-    """(format, records) of files or a hub data set; `dropped` is counted while the records are taken."""
+    """(format, records) of files or a hub data set; `dropped` is filled while the records are read."""
     source = _without_header(location, source)
     tables = iter(_tables(location, source))
     opened: list[tuple[Table, NumberedRows]] = []
@@ -274,7 +273,7 @@ def _read(
                     continue
                 place = "" if str(error).startswith(f"{table.place}:") else f"{table.place}:{number}: "
                 raise DataError(
-                    f"{place}{error}; mend or delete the row, or set on_bad_row: drop",
+                    f"{place}{error}; fix or delete the row, or set on_bad_row: drop",
                     field=error.field,
                     reason=error.reason,
                 ) from None

@@ -1,4 +1,4 @@
-"""Splits that no prompt and no group crosses, and the check that none leaked."""
+"""Splits that keep each prompt and each group in one part, and a check that two sets share no prompt."""
 
 import hashlib
 import math
@@ -11,11 +11,11 @@ from data_schema.table import Records
 
 
 def split(records: Records[R], fractions: Mapping[str, float], seed: int) -> dict[str, Records[R]]:
-    """Named parts of the records, about as large as their fractions, which add up to 1.
+    """Split the records into named parts of about the given fractions, which must add up to 1.
 
-    Rows that share a group or a prompt, directly or over other rows, stay together. Where they go is drawn by a hash
-    of the prompts and groups they hold: not by the order of rows, and not by other rows, so that new rows move no old
-    ones unless they tie them together. Raises DataError for bad fractions and for a part that gets no row.
+    Rows that share a group or a prompt, directly or through other rows, stay together. A hash of their prompts and
+    groups decides their part; the order of rows and other rows do not matter, so new rows move old ones only if they
+    connect them. Raises DataError for invalid fractions and for a part that gets no row.
     """
     _check_fractions(fractions)
     clusters = _Clusters()
@@ -28,8 +28,8 @@ def split(records: Records[R], fractions: Mapping[str, float], seed: int) -> dic
     for name, chosen in indices.items():
         if not chosen:
             cure = "use more data, a larger fraction or another seed"
-            if len({clusters.root(row_keys[0]) for row_keys in keys}) < len(fractions):  # nothing of that parts them
-                cure = "they share a group (as the rows of one task do) or a prompt; add others, or split nothing off"
+            if len({clusters.root(row_keys[0]) for row_keys in keys}) < len(fractions):  # none of these would help
+                cure = "the rows share a group (such as a task) or a prompt; add others, or do not split"
             raise DataError(
                 f"split '{name}' ({fractions[name]:g} of {len(records)} {KIND_NAMES[records.kind]}) gets no row;"
                 f" {cure}",
@@ -41,7 +41,7 @@ def split(records: Records[R], fractions: Mapping[str, float], seed: int) -> dic
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     for name, fraction in fractions.items():
         if not 0 < fraction <= 1:
-            raise DataError(f"split '{name}' must be a fraction above 0 and up to 1, found {fraction}", field=name)
+            raise DataError(f"split '{name}' must be a fraction above 0 and at most 1, found {fraction}", field=name)
     total = math.fsum(fractions.values())
     if abs(total - 1) > 1e-9:
         raise DataError(f"the fractions of {', '.join(fractions) or 'no splits'} add up to {total:g}, not 1")
@@ -63,7 +63,7 @@ def _part(cluster: int, fractions: Mapping[str, float], seed: int) -> str:
         draw -= fraction
         if draw < 0:
             return name
-    return list(fractions)[-1]  # the fractions did not quite reach 1
+    return list(fractions)[-1]  # rounding kept the fractions below 1
 
 
 class _Clusters:
@@ -78,7 +78,7 @@ class _Clusters:
 
     def root(self, key: int) -> int:
         while (parent := self._parent[key]) != key:
-            self._parent[key] = self._parent[parent]  # halve the path
+            self._parent[key] = self._parent[parent]  # path halving
             key = parent
         return key
 
@@ -89,7 +89,7 @@ class _Clusters:
 
 
 def dedup_prompts(records: Records[R]) -> Records[R]:
-    """The first record of every prompt (of every text, for documents); the others are counted as dropped."""
+    """Keep the first record of each prompt (for documents, of each text); the others are counted as dropped."""
     seen: set[int] = set()
     kept = []
     for i, record in enumerate(records):
@@ -105,7 +105,7 @@ def dedup_prompts(records: Records[R]) -> Records[R]:
 
 
 def assert_disjoint(a: Records[Any], b: Records[Any], names: tuple[str, str] = ("the first", "the second")) -> None:
-    """Raises DataError when a prompt of `a` is also in `b`. `names` are for the message."""
+    """Raise DataError if a prompt of `a` is also in `b`. `names` are used in the message."""
     in_a = {_hash(prompt_text(record)) for record in a}
     shared: dict[int, str] = {}
     for record in b:
@@ -117,5 +117,5 @@ def assert_disjoint(a: Records[Any], b: Records[Any], names: tuple[str, str] = (
         shown = example if len(example) <= 80 else example[:77] + "..."
         raise DataError(
             f'{len(shared)} prompts are both in {names[0]} and in {names[1]} data, such as "{shown}";'
-            " split one source with data_schema.split, or take other rows (skip, limit, split)"
+            " split one source with data_schema.split, or choose other rows (skip, limit, split)"
         )

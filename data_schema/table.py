@@ -1,4 +1,4 @@
-"""Many records at once: an Arrow table on disk, mapped into memory, so that a million rows are no Python lists."""
+"""Large sets of records: an Arrow table on disk, memory-mapped, so that a million rows need no Python lists."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-BATCH = 1024  # rows that stand in memory as Python objects at a time
+BATCH = 1024  # rows that are in memory as Python objects at a time
 
 
 def arrow_schema(kind: type[R]) -> "pa.Schema":
-    """The columns of a kind of record: its fields, `meta` as JSON text."""
+    """The columns of a kind of record: its fields, with `meta` as JSON text."""
     import pyarrow as pa
 
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -44,7 +44,7 @@ def to_row(record: Record) -> dict[str, Any]:
     """The record as one row of its Arrow table."""
     row = to_dict(record)
     if "meta" in row:
-        row["meta"] = json.dumps(row["meta"], default=str)  # ASCII, so that no odd character of a raw field can fail
+        row["meta"] = json.dumps(row["meta"], default=str)  # ASCII, so that no unusual character can fail
     return row
 
 
@@ -60,14 +60,14 @@ def from_row(kind: type[R], row: Mapping[str, Any]) -> R:
 
 
 def rows_to_table(kind: type[R], records: Iterable[Record]) -> "pa.Table":
-    """The records in a memory-mapped Arrow table. Its file is already unlinked: nothing is left over even by a kill."""
+    """The records in a memory-mapped Arrow table. Its file is already deleted, so a killed process leaves nothing."""
     import tempfile
 
     import pyarrow as pa
 
     schema = arrow_schema(kind)
     remaining = iter(records)
-    # Some systems refuse to remove a mapped file; there it stays until the folder for temporary files is emptied.
+    # Some systems cannot delete a mapped file; there it stays until the folder for temporary files is emptied.
     with tempfile.TemporaryDirectory(prefix="triptych-records-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "records.arrow"
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -91,10 +91,10 @@ class Records(Sequence[R], Generic[R]):
     ) -> None:
         self.kind = kind
         self.format = format
-        self.fingerprint = fingerprint  # changes with the data and with the choice of rows
-        self.dropped = dict(dropped or {})  # rows left out on the way here, by reason
+        self.fingerprint = fingerprint  # changes with the data and the choice of rows
+        self.dropped = dict(dropped or {})  # reason -> number of rows that were dropped
         self._table = table
-        # Every row is found in its batch by bisection: Arrow's own take may copy a whole column of text.
+        # Rows are found in their batch by bisection: Arrow's own take may copy a whole column of text.
         self._batches = table.to_batches()
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
         self._indices = None if indices is None else array("q", indices)
@@ -109,8 +109,8 @@ class Records(Sequence[R], Generic[R]):
         fingerprint: str | None = None,
         dropped: Mapping[str, int] | None = None,
     ) -> "Records[R]":
-        """Records from any iterable, without ever holding them all. Without `fingerprint` it is taken of their rows.
-        `dropped` is read after the last record, so it may be filled by the iterable."""
+        """Records from any iterable, never all in memory. By default the fingerprint is computed from their rows.
+        `dropped` is read after the last record, so the iterable may fill it."""
         digest = hashlib.sha256()
 
         def checked() -> Iterator[R]:
@@ -153,16 +153,16 @@ class Records(Sequence[R], Generic[R]):
         return f"Records({len(self)} {KIND_NAMES[self.kind]}, format {self.format})"
 
     def select(self, indices: Iterable[int]) -> "Records[R]":
-        """The records at these places, in this order, over the same file."""
+        """The records at these indices, in this order, backed by the same file."""
         chosen = array("q", indices)
         if any(not 0 <= i < len(self) for i in chosen):
-            raise IndexError(f"indices must lie in 0..{len(self) - 1}")
+            raise IndexError(f"indices must be in 0..{len(self) - 1}")
         rows = chosen if self._indices is None else array("q", (self._indices[i] for i in chosen))
         fingerprint = hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest()
         return self._with(fingerprint=fingerprint, dropped=self.dropped, indices=rows)
 
     def with_dropped(self, dropped: Mapping[str, int]) -> "Records[R]":
-        """The same records with other counts of rows left out."""
+        """The same records with other counts of dropped rows."""
         return self._with(fingerprint=self.fingerprint, dropped=dropped, indices=self._indices)
 
     def _with(self, *, fingerprint: str, dropped: Mapping[str, int], indices: Sequence[int] | None) -> "Records[R]":
@@ -171,7 +171,7 @@ class Records(Sequence[R], Generic[R]):
         )
 
     def to_dataset(self) -> "datasets.Dataset":
-        """The records as a `datasets.Dataset` over the same memory-mapped file."""
+        """The records as a `datasets.Dataset` backed by the same memory-mapped file."""
         import datasets
         from datasets.table import InMemoryTable
 
@@ -180,7 +180,7 @@ class Records(Sequence[R], Generic[R]):
 
 
 def concatenate(parts: Sequence[Records[R]]) -> Records[R]:
-    """Records of one kind, one part after another; equal ids are told apart, counts of drops added."""
+    """Records of one kind, one part after another. Ids are made unique, counts of drops added up."""
     import pyarrow as pa
 
     starts = [0, *accumulate(part._table.num_rows for part in parts)]
@@ -201,7 +201,7 @@ def concatenate(parts: Sequence[Records[R]]) -> Records[R]:
 
 
 def with_unique_ids(table: "pa.Table") -> "pa.Table":
-    """The table with '~2', '~3', .. added to ids that came before; the rows stay where they are."""
+    """The table with '~2', '~3', .. appended to repeated ids; the order of rows does not change."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

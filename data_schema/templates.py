@@ -1,14 +1,14 @@
-"""Chat templates: how messages become one text.
+"""Chat templates, which turn messages into one text.
 
-Every template keeps one promise: the text of a conversation's start with the generation prompt is a prefix of the
-text with the answer added. So it ends an assistant turn with `eos_token` and nothing after it (what separates two
-turns belongs to the later one), and opens an assistant turn with the generation prompt itself. The assistant's
-words and EOS stand inside `{% generation %}`, the tag by which Hugging Face tokenizers mark assistant tokens.
+Every template keeps one promise: a conversation with the generation prompt is a prefix of the same conversation with
+the answer added. So it ends an assistant turn with `eos_token` and nothing after it (the separator between two turns
+belongs to the later one), and opens an assistant turn with the generation prompt itself. The assistant's words and EOS
+are inside `{% generation %}`, the tag by which Hugging Face tokenizers mark assistant tokens.
 
-The renderer drops the newline after a block tag, so newlines are written as Jinja strings. There is no BOS here:
-none of these formats has one, and a tokenizer that wants one adds it.
+The renderer drops the newline after a block tag, so newlines are written as Jinja strings. The templates have no BOS:
+none of these formats has one, and a tokenizer that needs one adds it.
 
-A name that ends in .jinja or holds a "/" is a file's: a template of the user's, whose version is a digest of its text.
+A name that ends in .jinja or contains a "/" is the path of a user's template, whose version is a digest of its text.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class Template:
 
 
 def _chat_template(*, user: str, opening: str, answer: str, system: str, preamble: str = "") -> str:
-    """One Jinja template from what a turn of each role looks like. `opening` starts an assistant turn and is the
-    generation prompt; `answer` is what the model writes, up to EOS."""
+    """Build a Jinja template from the form of each role's turn. `opening` starts an assistant turn and is the
+    generation prompt; `answer` is the text that the model writes, up to EOS."""
     return (
         preamble
         + "{% for message in messages %}"
@@ -44,8 +44,8 @@ def _chat_template(*, user: str, opening: str, answer: str, system: str, preambl
 
 
 CONTENT = "{{ message['content'] }}"
-# The space between label and answer is the answer's: byte-level BPE joins it to the first word. Stripping what is
-# already there keeps a generated answer, read back as a message, from getting a second one.
+# The space between label and answer belongs to the answer: byte-level BPE joins it to the first word. Existing spaces
+# are stripped, so that a generated answer that is read back as a message does not get a second one.
 SPACED_CONTENT = "{{ ' ' + message['content'].lstrip() }}"
 BLANK_LINE = "{{ '\\n\\n' }}"
 BLANK_LINE_UNLESS_FIRST = "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
@@ -59,7 +59,7 @@ PLAIN = Template(
         opening=BLANK_LINE,
         answer=CONTENT,
     ),
-    "No marks at all: the prompt, an empty line, the answer.",
+    "No labels: the prompt, an empty line, the answer.",
 )
 
 INSTRUCTGPT = Template(
@@ -71,7 +71,7 @@ INSTRUCTGPT = Template(
         opening=BLANK_LINE + "Assistant:",
         answer=SPACED_CONTENT,
     ),
-    "User: and Assistant: labels. The paper prints no template; the labels are the neutral choice of this project.",
+    "User: and Assistant: labels. The paper prints no template; these labels are this project's neutral choice.",
 )
 
 ALPACA = Template(
@@ -89,8 +89,8 @@ ALPACA = Template(
         opening="{{ '\\n\\n### Response:' }}",
         answer=CONTENT,
     ),
-    "Stanford Alpaca's two prompts: what follows the first empty line of a message is its input. Later turns repeat the"
-    " blocks, a system message replaces the opening sentence.",
+    "Stanford Alpaca's two prompts: the text after a message's first empty line is its input. Later turns repeat the"
+    " blocks; a system message replaces the opening sentence.",
 )
 
 FLAN = Template(
@@ -102,8 +102,8 @@ FLAN = Template(
         opening="{{ '\\nA:' }}",
         answer=SPACED_CONTENT,
     ),
-    "Q: and A:, as many of FLAN's patterns; earlier turns stand as its exemplars do, two empty lines apart. FLAN's own"
-    " rows hold their pattern already: for those take plain.",
+    "Q: and A:, like many of FLAN's patterns; earlier turns look like its exemplars, two empty lines apart. FLAN's own"
+    " rows already contain their pattern: use plain for them.",
 )
 
 TLDR = Template(
@@ -111,14 +111,14 @@ TLDR = Template(
     "1",
     _chat_template(
         system=CONTENT,
-        # Published prompts end with the mark, others do not.
+        # Published prompts end with TL;DR:, others do not.
         user=BLANK_LINE_UNLESS_FIRST + "{% set post = message['content'].rstrip() %}"
         "{{ (post[:-6] if post.endswith('TL;DR:') else post).rstrip() }}",
         opening="{{ '\\n\\nTL;DR:' }}",
         answer=SPACED_CONTENT,
     ),
-    "Summaries of Reddit posts (Stiennon et al. 2020; Huang et al. 2024): the message (SUBREDDIT, TITLE and POST, an"
-    " empty line between) and TL;DR:.",
+    "Summaries of Reddit posts (Stiennon et al. 2020; Huang et al. 2024): the message (SUBREDDIT, TITLE and POST,"
+    " separated by empty lines) and TL;DR:.",
 )
 
 HH = Template(
@@ -143,7 +143,7 @@ CHATML = Template(
         opening="{{ '\\n<|im_start|>assistant\\n' }}",
         answer=CONTENT,
     ),
-    "ChatML. The tokenizer's EOS should be <|im_end|>, which then closes all turns alike.",
+    "ChatML. The tokenizer's EOS should be <|im_end|>, which then closes every turn.",
 )
 
 QUICKSTART = Template(
@@ -152,7 +152,7 @@ QUICKSTART = Template(
     _chat_template(
         system="{{ raise_exception('the quickstart template has no system messages') }}",
         user="{% if not loop.first %}{{ ' ' }}{% endif %}{{ '<user> ' + message['content'] }}",
-        # No space starts the answer: it is no token here, and the tokenizer's assistant mask begins at a token.
+        # The answer starts without a space: a space is not a token here, and the assistant mask begins at a token.
         opening="{{ ' <assistant> ' }}",
         answer="{{ message['content'] + ' ' }}",
     ),
@@ -163,13 +163,13 @@ TEMPLATES = {t.name: t for t in (PLAIN, INSTRUCTGPT, ALPACA, FLAN, HH, TLDR, CHA
 
 
 def template(name: str) -> Template:
-    """The template of that name, or in that file. Raises DataError for an unknown name and a file that is not there."""
+    """The template with that name, or in that file. Raises DataError for an unknown name or a missing file."""
     if name.endswith(".jinja") or "/" in name:
         return _template_file(Path(name).expanduser())
     if name not in TEMPLATES:
         hint = did_you_mean(name, TEMPLATES)
         raise DataError(
-            f"no template '{name}'.{hint} There are: {', '.join(TEMPLATES)}; or give a file such as {name}.jinja.",
+            f"unknown template '{name}'.{hint} Choose one of {', '.join(TEMPLATES)}, or a file such as {name}.jinja.",
             field="template",
         )
     return TEMPLATES[name]
@@ -177,7 +177,7 @@ def template(name: str) -> Template:
 
 def _template_file(path: Path) -> Template:
     try:
-        text = path.read_text(encoding="utf-8").removesuffix("\n")  # an editor's, not the template's
+        text = path.read_text(encoding="utf-8").removesuffix("\n")  # added by an editor, not part of the template
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.jinja")])
         raise DataError(f"no template file {path}.{near} Check the path.", field="template") from None

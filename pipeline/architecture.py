@@ -1,4 +1,4 @@
-"""Which base models the stages can take, told before anything runs. No torch."""
+"""Checks before a run whether the stages support the base model. No torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stages.errors import ConfigError
 
 
 def refuse_encoder_decoders(plans: Sequence[StagePlan], to_run: Collection[str]) -> None:
-    """Raise ConfigError where a stage after SFT would start from an encoder-decoder; SFT alone takes one.
+    """Raises ConfigError if a stage after SFT would start from an encoder-decoder; only SFT supports those.
 
-    A model that comes from elsewhere in the store is refused when it is loaded.
+    A model from elsewhere in the store is refused when it is loaded.
     """
     bases = {plan.key: plan.config.base_model for plan in plans if plan.stage == "sft"}
     for plan in plans:
@@ -21,12 +21,12 @@ def refuse_encoder_decoders(plans: Sequence[StagePlan], to_run: Collection[str])
         if plan.stage in to_run and source and reads_with_encoder(str(source)):
             raise ConfigError(
                 f"{plan.stage} cannot start from '{source}', which is an encoder-decoder: only sft and evaluate-tasks "
-                "take one; leave the sections after sft out, run 'triptych sft --config RECIPE', or change the model"
+                "support those; remove the sections after sft, run 'triptych sft --config RECIPE', or change the model"
             )
 
 
 def reads_with_encoder(source: str) -> bool:
-    """What a model's config.json says, of a directory or the hub; False where it cannot be read from here."""
+    """Whether config.json, in a directory or on the hub, describes an encoder-decoder; False if it cannot be read."""
     path = Path(source) / "config.json"
     try:
         if not Path(source).exists():
@@ -34,5 +34,5 @@ def reads_with_encoder(source: str) -> bool:
 
             path = Path(hf_hub_download(source, "config.json"))
         return bool(json.loads(path.read_text(encoding="utf-8")).get("is_encoder_decoder", False))
-    except (OSError, ValueError, AttributeError):  # no such model, no network: the stage that loads it says so
+    except (OSError, ValueError, AttributeError):  # no such model or no network: the stage that loads it reports that
         return False

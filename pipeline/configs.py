@@ -1,7 +1,7 @@
-"""What a recipe says: one frozen dataclass per stage, and `Recipe` for the whole chain.
+"""`Recipe`: the settings of all stages, each stage's own config from its `settings.py`.
 
-They stand apart from the stages so that reading a recipe needs no torch: `--help`, `--dry-run` and a pipeline that has
-nothing left to do answer at once. A config that cannot be right cannot be built: each checks its ranges at birth.
+No torch is needed to read a recipe, so `--help`, `--dry-run` and a finished pipeline answer immediately. Configs are
+frozen and validate their values when constructed.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ from stages.sft.settings import SftConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """A base model's way through SFT, reward model, PPO and evaluation; it may end earlier."""
+    """The settings of a pipeline: SFT, reward model, PPO and evaluation. Later stages may be left out."""
 
     section = "recipe"
     name: str
+    """Name of the pipeline and of its folder of results."""
     sft: SftConfig
     reward_model: RewardModelConfig | None = None
     ppo: PpoConfig | None = None
     evaluate: EvaluateConfig | None = None
     comparisons: ComparisonsConfig | None = None
-    """Present: comparisons are sampled from the SFT model and labelled by code."""
+    """If present, comparisons are sampled from the SFT model and labelled by code."""
     select: SelectConfig | None = None
-    """How `sft.select: reward_model` goes about it; without that it is not read."""
+    """Settings for `sft.select: reward_model`; ignored without it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     held_out_tasks: HeldOutTasks | None = None
     """Tasks and sources that no training stage may read."""
     seed: int = 0
+    """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
         check_bounds(self, seed=NOT_NEGATIVE)
@@ -51,12 +53,12 @@ class Recipe:
             for name, sources in source_lists(getattr(self, section)).items():
                 check_weights(f"{section}.{name}", sources, None)
         if self.reward_model and self.comparisons is None and not self.reward_model.data:
-            raise ConfigError("reward_model.data is empty and there is no comparisons step; give one of them")
+            raise ConfigError("reward_model.data is empty and there is no section comparisons; add one of them")
         check_selection(self.sft, self.select, self.reward_model is not None)
         if self.ppo and reads_pipelines(self.ppo.rewards) and not (self.reward_model or self.ppo.reward_model):
-            raise ConfigError("ppo needs a reward model; add a section reward_model, or name one as ppo.reward_model")
+            raise ConfigError("ppo needs a reward model; add the section reward_model, or set ppo.reward_model")
         scored_by = (self.evaluate and self.evaluate.rewards) or (self.ppo and self.ppo.rewards) or []
         if self.evaluate and not (self.ppo and (self.reward_model or not reads_pipelines(scored_by))):
-            raise ConfigError("evaluate compares SFT with PPO; add sections reward_model and ppo, or leave it out")
+            raise ConfigError("evaluate compares SFT with PPO; add sections reward_model and ppo, or remove evaluate")
         if not self.name or "/" in self.name:
-            raise ConfigError(f"name is {self.name!r}; it must be a word without '/', as it names a folder")
+            raise ConfigError(f"name is {self.name!r}; it must be a word without '/', since a folder is named after it")

@@ -1,8 +1,8 @@
-"""The cheap part of the data doctor, run before a pipeline's first stage begins: the tokenizer of every stage that is
-to run, and the first rows of its data. An error found here costs no hour of training.
+"""Checks before a pipeline's first stage: the tokenizer of every stage that will run, and the first rows of its data.
+An error found here costs no training time.
 
-What needs all rows (lengths, duplicates) is left to `triptych data inspect`; data sets on the hub are left to their
-stage, since looking into them may mean fetching them.
+Checks that need all rows (lengths, duplicates) are left to `triptych data inspect`. Data sets on the hub are checked by
+their stage, since reading them may require a download.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from stages.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS = 32  # looked at, of each source
-# stage -> its settings that name data -> what they must hold
+ROWS = 32  # checked of each source
+# stage -> its settings that name data -> the kind of record they must contain
 READS: dict[str, dict[str, type]] = {
     "sft": {"data": Demonstration, "pretraining_data": Document},
     "comparisons": {"prompts": Prompt},
@@ -37,7 +37,7 @@ READS: dict[str, dict[str, type]] = {
 
 
 def check_stages(plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, seed: int) -> None:
-    """Raises ConfigError, DataError or ModelError in one line for the first error that any stage to run would meet."""
+    """Raises ConfigError, DataError or ModelError, in one line, for the first error that a stage to run would hit."""
     from stages.data_checks.tokenizer_checks import tokenizer_findings
 
     tokenizers: dict[str, PreTrainedTokenizerBase | None] = {}
@@ -60,7 +60,7 @@ def check_stages(plans: Sequence[StagePlan], to_run: Collection[str], store: Che
 
 
 def _sft_of(plan: StagePlan, plans: Sequence[StagePlan], to_run: Collection[str]) -> StagePlan | None:
-    """The plan whose model this stage will read or make, if that is still to be made."""
+    """The plan of the SFT stage whose model this stage reads or makes; None if that model is published already."""
     if hasattr(plan.config, "base_model"):
         return plan
     made = (other for other in plans if other.stage in to_run and other.key == plan.parents.get("sft"))
@@ -69,8 +69,8 @@ def _sft_of(plan: StagePlan, plans: Sequence[StagePlan], to_run: Collection[str]
 
 
 def _tokenizer(plan: StagePlan, sft: StagePlan | None, store: CheckpointStore) -> PreTrainedTokenizerBase | None:
-    """The tokenizer the stage will use; None where a checkpoint is missing, which the runner says better, and for an
-    encoder-decoder, which has no prefixes to keep."""
+    """The tokenizer that the stage will use; None if a checkpoint is missing, which the runner reports, or for an
+    encoder-decoder, whose prompts are encoded separately."""
     from policy.encoding import set_template
     from policy.language_model import load_tokenizer
 
@@ -94,7 +94,7 @@ def _refuse(where: str, findings: Sequence[Finding]) -> None:
 
 
 def row_findings(rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None) -> list[Finding]:
-    """What encoding these rows finds; nothing for documents, which have no template."""
+    """Findings from encoding these rows; none for documents, which have no template."""
     from stages.data_checks.lengths import token_lengths
 
     if tokenizer is None or not rows or isinstance(rows[0], Document):
@@ -103,19 +103,19 @@ def row_findings(rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None)
 
 
 def first_rows(source: Source, kind: type, seed: int) -> list[Any]:
-    """The source's first usable rows; of a data set on the hub none."""
+    """The source's first usable rows; none of a data set on the hub."""
     if isinstance(locate(source.path), HubLocation):
         return []
     limit = ROWS if source.limit is None else min(ROWS, source.limit)
     logger = logging.getLogger("triptych.data")
     before = logger.level
-    logger.setLevel(logging.ERROR)  # the stage will log and warn of the whole source
+    logger.setLevel(logging.ERROR)  # the stage will log drops and warnings of the whole source
     try:
         records: Records[Any]
         try:
             records = load(replace(source, limit=limit), kind, seed)
         except DataError:
-            records = load(source, kind, seed)  # its start may hold nothing but rows that are dropped
+            records = load(source, kind, seed)  # all of its first rows may be dropped
     finally:
         logger.setLevel(before)
     return list(islice(records, ROWS))

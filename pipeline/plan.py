@@ -1,6 +1,6 @@
-"""What a pipeline would do: which stages, from what, under which keys, and why each must run or need not.
+"""Plans a pipeline: which stages it has, their keys and parents, and why each must run or can be skipped.
 
-A stage's key is a digest of all that decides its result, so everything here is known before anything runs. No torch.
+A stage's key is a hash of everything that decides its result, so the plan is known before anything runs. No torch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ PARENTS = {
     "evaluate": ("sft", "reward_model", "ppo"),
 }
 STAGES = tuple(PARENTS)
-# Raised when the same config would give another result; part of the key.
+# Part of the key; increased when the same config would give a different result.
 VERSIONS = {"sft": 2, "comparisons": 2, "reward_model": 2, "select": 1, "ppo": 2, "evaluate": 1}
-# Where the work is done and in which pieces, what is kept of it, when it is given up, the name of what is filled in: no
-# part of what the result is.
+# Not part of the key, since they do not change the result: where and in which pieces the work is done, what is kept of
+# it, when a run is stopped, and the name of a preset whose settings are filled in.
 IMMATERIAL = (
     *("preset", "device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens"),
     *("gradient_checkpointing", "offload_frozen", "max_ratio", "max_approx_kl", "keep_rollouts", "snapshot_every"),
@@ -45,26 +45,26 @@ IMMATERIAL = (
 @dataclass(frozen=True)
 class StagePlan:
     stage: str
-    config: Any  # with what was left open filled in
+    config: Any  # with open settings filled in
     key: str
     parents: Mapping[str, str]  # role -> key in the store
     outside: Mapping[str, Path]  # role -> model directory that is not in the store
     data: Mapping[str, Any]  # role -> source and fingerprint
     exists: bool
-    reason: str  # why it would run, or "published"
+    reason: str  # why it would run; "published" if it would not
 
 
 class Selection(NamedTuple):
-    """Which stages a call is about."""
+    """The stages that a command selects."""
 
-    first: str | None = None  # begin here; what comes before must be published
-    only: str | None = None  # this one alone; what it needs must be published
-    force: bool = False  # redo the selected stages even if they are published
+    first: str | None = None  # start here; earlier stages must be published
+    only: str | None = None  # run only this one; what it reads must be published
+    force: bool = False  # run the selected stages even if they are published
 
     def covers(self, stage: str, stages: Sequence[str]) -> bool:
         for named in filter(None, (self.first, self.only)):
             if named not in stages:
-                raise ConfigError(f"this pipeline has no stage '{named}'; it has: {', '.join(stages)}")
+                raise ConfigError(f"this pipeline has no stage '{named}'; its stages are: {', '.join(stages)}")
         if self.only:
             return stage == self.only
         return self.first is None or stages.index(stage) >= stages.index(self.first)
@@ -74,8 +74,7 @@ EVERYTHING = Selection()
 
 
 def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
-    """Plans of all stages of the recipe, in order. Raises DataError or ConfigError for data or models that are not
-    there."""
+    """Plan all stages of the recipe, in order. Raises DataError or ConfigError for missing data or models."""
     plans: dict[str, StagePlan] = {}
     for stage in STAGES:
         config = getattr(recipe, stage)
@@ -106,15 +105,15 @@ def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
 
 
 def _keep_out(config: Any, held_out: HeldOutTasks) -> Any:
-    """A training stage's config whose sources know what is held out. Raises ConfigError where one is itself."""
+    """The config with the held-out tasks set on its sources. Raises ConfigError if a source is held out itself."""
     changed = {}
     for name, sources in source_lists(config).items():
         for source in sources:
             place = f"{config.section}.{name} reads '{source.path}', which"
             if any(overlap(source.path, other) for other in held_out.sources):
-                raise ConfigError(f"{place} held_out_tasks.sources keeps from training; take it out of one of them")
+                raise ConfigError(f"{place} held_out_tasks.sources keeps out of training; remove it from one of them")
             if source.held_out_tasks is not None:
-                raise ConfigError(f"{place} has held_out_tasks of its own; say all of them in the recipe's")
+                raise ConfigError(f"{place} has its own held_out_tasks; move them to the recipe's held_out_tasks")
         changed[name] = [replace(source, held_out_tasks=held_out) for source in sources] if held_out.meta else sources
     return replace(config, **changed)
 
@@ -122,7 +121,7 @@ def _keep_out(config: Any, held_out: HeldOutTasks) -> Any:
 def _parents(
     stage: str, config: Any, plans: Mapping[str, StagePlan], store: CheckpointStore
 ) -> tuple[dict[str, str], dict[str, Path]]:
-    """-> (role -> key, role -> directory outside the store); the recipe may name another checkpoint for a role."""
+    """Returns (role -> key, role -> directory outside the store). The recipe may name a checkpoint for a role."""
     parents: dict[str, str] = {}
     outside: dict[str, Path] = {}
     roles = {role: getattr(config, role, None) for role in PARENTS[stage]}
@@ -133,7 +132,7 @@ def _parents(
         roles |= {reward_role(i): part.model for i, part in enumerate(rewards) if part.model is not None}
     for role, named in roles.items():
         if named is None:
-            # From `select` on, the SFT model is the checkpoint it chose.
+            # After `select`, the SFT model is the checkpoint that it chose.
             maker = "select" if role == "sft" and "select" in plans else role
             if maker in plans:
                 parents[role] = plans[maker].key
@@ -143,12 +142,12 @@ def _parents(
             try:
                 parents[role] = store.resolve(named)
             except StoreError as error:
-                raise ConfigError(f"{stage}.{role} is '{named}', which is no directory, and: {error}") from error
+                raise ConfigError(f"{stage}.{role} is '{named}', which is not a directory, and: {error}") from error
     return parents, outside
 
 
 def _data(config: Any, seed: int) -> dict[str, Any]:
-    """Every source of data or of verdicts that a config names, with its fingerprint."""
+    """All data sources, judges and other code that a config names, with their fingerprints."""
     data: dict[str, Any] = {}
     for name, value in vars(config).items():
         if isinstance(value, list) and value and isinstance(value[0], Source):
@@ -158,7 +157,7 @@ def _data(config: Any, seed: int) -> dict[str, Any]:
             }
     for name in ("judge", "labeler"):
         if getattr(config, name, None) is not None:
-            load_judge(getattr(config, name), f"{config.section}.{name}")  # a wrong name is told before anything runs
+            load_judge(getattr(config, name), f"{config.section}.{name}")  # fail on a wrong name before anything runs
             function = Source(f"python:{getattr(config, name)}")
             data[name] = {"source": function.path, "fingerprint": fingerprint(function)}
     sampling = getattr(config, "sampling", None)
@@ -171,7 +170,7 @@ def _data(config: Any, seed: int) -> dict[str, Any]:
             load_function(part.function, f"{config.section}.rewards")
             function = Source(f"python:{part.function}")
             data[reward_role(place)] = {"source": function.path, "fingerprint": fingerprint(function)}
-    if getattr(config, "template", "tokenizer") != "tokenizer":  # the tokenizer's own is the base model's
+    if getattr(config, "template", "tokenizer") != "tokenizer":  # the tokenizer's own comes with the base model
         chosen = template(config.template)
         data["template"] = {"source": config.template, "fingerprint": f"{chosen.name}/{chosen.version}"}
     if hasattr(config, "base_model"):
@@ -180,7 +179,7 @@ def _data(config: Any, seed: int) -> dict[str, Any]:
 
 
 def model_fingerprint(source: str) -> str:
-    """sha256 over a model directory's files; of a hub model its name and the revision in the local cache, if any."""
+    """The sha256 of a model directory's files; for a hub model its name and the revision in the local cache, if any."""
     directory = Path(source)
     if not directory.is_dir():
         cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
@@ -202,7 +201,7 @@ def _why(
     seed: int,
     store: CheckpointStore,
 ) -> str:
-    """What differs from the checkpoint that has the name now."""
+    """What has changed since the checkpoint that has this name now."""
     try:
         old = store.manifest(store.resolve(name))
     except StoreError:

@@ -1,7 +1,7 @@
-"""A recipe file and dotted overrides to a `Recipe`: YAML, read by jsonargparse; a mistake is one line naming the key.
+"""Builds a `Recipe` from a YAML file and dotted overrides (jsonargparse). Mistakes are one line that names the key.
 
-`extends: other.yaml` (beside the file) takes that recipe and changes only what is said here. A data source may be given
-as a bare path; where a list of them is wanted, one will do. `ppo.preset` lies below all of them.
+`extends: other.yaml` (relative to the file) starts from another recipe and changes only the settings given here. A data
+source may be a bare path, and a single source may replace a list of one. `ppo.preset` has the lowest priority.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import difflib
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -21,14 +21,16 @@ from data_schema import DataError
 from pipeline.configs import Recipe
 from stages.errors import ConfigError
 from stages.ppo.presets import preset_settings
+from stages.settings import plain
 
-SOURCE_LISTS = ("data", "prompts", "demonstrations", "pretraining_data")  # keys that hold a list of data sources
+SOURCE_LISTS = ("data", "prompts", "demonstrations", "pretraining_data")  # settings that are lists of data sources
+OPTIONS = ("--config", "--data", "--root", "--force", "--dry-run", "--print_config", "--from", "--only", "--help")
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), copies: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe at `path` with overrides such as ["--ppo.kl_coef", "0.05", "--seed=1"]; `copies` are files to read in
-    place of data sets (name -> file). Raises ConfigError in one line.
-    """
+    """The recipe at `path` with overrides such as ["--ppo.kl_coef", "0.05", "--seed=1"]. `copies` maps data sets to
+    files that are read in their place. Raises ConfigError in one line."""
     try:
         rows = _normalise(_merge(read_yaml(Path(path)), _read_overrides(overrides)))
         _check_keys(rows, Recipe)
@@ -36,7 +38,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), copies: Mapping
             rows["ppo"] = _merge(preset_settings(rows["ppo"]), rows["ppo"])
         for name, copy in (copies or {}).items():
             if not _replace_path(rows, name, copy):
-                raise ConfigError(f"--data {name}={copy}: no source of the recipe is '{name}'; check the name")
+                raise ConfigError(f"--data {name}={copy}: the recipe has no data source '{name}'; check the name")
         return _build(rows)
     except (ConfigError, DataError) as error:
         place = "" if str(path) in str(error) else f"{path}: "
@@ -44,7 +46,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), copies: Mapping
 
 
 def read_yaml(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file as a plain mapping, with what it extends merged in; `below` are the files that extend it."""
+    """A recipe file as a plain mapping, merged into the recipe it extends. `below`: the files that extend this one."""
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -55,28 +57,14 @@ def read_yaml(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(rows, dict):
-        raise ConfigError(f"{path} is no mapping of settings; begin with 'name: my_recipe'")
+        raise ConfigError(f"{path} is not a mapping of settings; begin with 'name: my_recipe'")
     base = rows.pop("extends", None)
     if base is None:
         return rows
     chain = (*below, path.resolve())
     if (path.parent / str(base)).resolve() in chain:
-        raise ConfigError(f"{path} extends {base}, which extends it in turn; take out one 'extends'")
+        raise ConfigError(f"{path} extends {base}, which extends it too; remove one 'extends'")
     return _merge(read_yaml(path.parent / str(base), chain), rows)
-
-
-def settings_help() -> str:
-    """Every setting with its default, those of sections that a recipe may leave out too."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="triptych run RECIPE", exit_on_error=False)
-    parser.add_argument("--config", action="config", help="A recipe file.")
-    for name, kind in get_type_hints(Recipe).items():
-        section = next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
-        if section is None:
-            parser.add_argument(f"--{name}", type=kind, default=getattr(Recipe, name, None))
-        else:
-            parser.add_class_arguments(section, name)
-    return parser.format_help()
 
 
 def recipe_parser(exit_on_error: bool = False) -> ArgumentParser:
@@ -90,8 +78,6 @@ def recipe_parser(exit_on_error: bool = False) -> ArgumentParser:
 
 def as_yaml(recipe: Recipe) -> str:
     """The recipe with every default filled in."""
-    from stages.settings import plain
-
     return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
 
 
@@ -104,52 +90,82 @@ def _build(rows: dict[str, Any]) -> Recipe:
         while cause is not None and not isinstance(cause, ConfigError | DataError):
             cause = cause.__cause__ or cause.__context__
         raise cause or ConfigError(_one_line(str(error))) from None
-    fields = dict(vars(settings))
-    fields.pop("config", None)
-    return Recipe(**fields)
+    values = dict(vars(settings))
+    values.pop("config", None)
+    return Recipe(**values)
 
 
 def _one_line(message: str) -> str:
-    """jsonargparse's message about a missing setting or one of the wrong type, without its nesting."""
+    """What jsonargparse says of a missing setting or a value of the wrong type, as "KEY is VALUE; it must be ..."."""
     line = " ".join(message.split())
     keys = ".".join(re.findall(r'Parser key "([\w.]+)"', line))
     if missing := re.search(r"arguments are required: ([\w., ]+?)(?= - |$)", line):
         return f"{'.'.join(filter(None, (keys, missing[1])))} is required; add it"
-    wanted = re.search(r"Expected an? (.*?)(?:\. Got value| - Expected| Given value)", line)
     value = re.search(r"(?:Got|Given) value: (.*?)(?= - Expected| Given value|$)", line)
-    if not (keys and wanted and value):
-        return line
-    kind = re.sub(r"<class '([^']+)'>|typing\.", r"\1", wanted[1])
-    return f"{keys} is {value[1]}; it must be {kind}"
+    kind: Any = Recipe
+    for name in keys.split("."):
+        section = dataclass_in(kind)
+        kind = get_type_hints(section).get(name) if section else None
+    return f"{keys} is {value[1]}; it must be {_described(kind)}" if value and kind else line
+
+
+def _described(kind: Any) -> str:
+    """A type in words, for messages."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if section := dataclass_in(kind):
+        names = [field.name for field in fields(section)]
+        return f"a section with settings such as {' and '.join(names[:2])}"
+    if get_origin(kind) in (list, tuple, dict):
+        return "a mapping" if get_origin(kind) is dict else "a list"
+    if kind in KINDS:
+        return KINDS[kind]
+    return " or ".join("null" if each is type(None) else _described(each) for each in get_args(kind)) or str(kind)
+
+
+def dataclass_in(kind: Any) -> Any:
+    """The dataclass that a setting is made of, if it is one or may be one; not those in lists."""
+    kinds = () if get_origin(kind) is list else (kind, *get_args(kind))
+    return next((each for each in kinds if is_dataclass(each)), None)
 
 
 def _check_keys(rows: dict[str, Any], kind: Any, section: str = "") -> None:
-    """Refuse settings that `kind` does not have, at any depth: some, jsonargparse would pass over without a word."""
+    """Refuse settings that `kind` does not have, at any depth; jsonargparse ignores some of them."""
     hints = get_type_hints(kind)
     for key, value in rows.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
             owner = f"'{section}' has" if section else "a recipe has"
             raise ConfigError(f"{owner} no setting '{key}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+        name = f"{section}.{key}".lstrip(".")
+        is_section = value in (None, "null") or isinstance(value, dict) or Path(str(value)).is_file()
+        if dataclass_in(hints[key]) and not is_section:
+            raise ConfigError(f"'{name}' is {value}; it must be {_described(hints[key])}")
         inner = [each for each in (hints[key], *get_args(hints[key])) if is_dataclass(each)]
         for part in value if isinstance(value, list) else [value]:
             if inner and isinstance(part, dict):
-                _check_keys(part, inner[0], f"{section}.{key}".lstrip("."))
+                _check_keys(part, inner[0], name)
 
 
 def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """["--ppo.kl_coef", "0.05", "--seed=1"] as the mapping a recipe file would hold."""
+    """["--ppo.kl_coef", "0.05", "--seed=1"] as the mapping that a recipe file would contain."""
     rows: dict[str, Any] = {}
     waiting = list(words)
     while waiting:
         flag, given, value = waiting.pop(0).partition("=")
         if not flag.startswith("--"):
-            raise ConfigError(f"'{flag}' is no option; settings are overridden like --ppo.kl_coef 0.05")
+            raise ConfigError(f"'{flag}' is not an option; override settings like this: --ppo.kl_coef 0.05")
+        if flag.removeprefix("--").split(".")[0] not in get_type_hints(Recipe):
+            near = difflib.get_close_matches(
+                flag.split(".")[0], [*OPTIONS, *(f"--{name}" for name in get_type_hints(Recipe))], n=1
+            )
+            hint = f"did you mean {near[0]}?" if near else "'triptych run --help' lists the options and settings"
+            raise ConfigError(f"unknown option {flag}; {hint}")
         if not given:
             if not waiting or waiting[0].startswith("--"):
                 raise ConfigError(f"{flag} has no value; write {flag} VALUE")
             value = waiting.pop(0)
-        # Single values stay text, which is read by the setting's type: a name of digits is no number.
+        # Single values stay text until the setting's type is known: a name made of digits is not a number.
         setting: Any = _read_nested(flag, value) if value.lstrip().startswith(("[", "{")) else value
         for name in reversed(flag.removeprefix("--").split(".")):
             setting = {name: setting}
@@ -173,7 +189,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _normalise(rows: dict[str, Any]) -> dict[str, Any]:
-    """Bare paths as sources, one source as a list."""
+    """Bare paths become sources, and a single source becomes a list of one."""
     result: dict[str, Any] = {}
     for key, value in rows.items():
         if isinstance(value, dict) and key not in SOURCE_LISTS:
@@ -187,12 +203,12 @@ def _normalise(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replace_path(rows: Any, name: str, copy: str) -> int:
-    """Put `copy` for every source path that is `name` or a folder of it; returns how many there were."""
+    """Replace every source path that is `name`, or a folder of it, by `copy`; returns the number of replacements."""
     if not isinstance(rows, dict | list):
         return 0
     found = 0
     for key, value in rows.items() if isinstance(rows, dict) else enumerate(rows):
-        # A text in a list is one of held_out_tasks.sources.
+        # Texts in lists are those of held_out_tasks.sources.
         is_path = isinstance(value, str) and (key == "path" or isinstance(rows, list))
         if is_path and (value == name or value.startswith(f"{name}:")):
             rows[key] = copy

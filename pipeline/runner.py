@@ -1,4 +1,4 @@
-"""The runner: does the stages of a recipe in order, skips what is published, stops at the first failure.
+"""The runner: runs the stages of a recipe in order, skips those already published, stops at the first failure.
 
 ROOT/store/        checkpoints and names (checkpoint_store)
 ROOT/runs/KEY/     a stage's run directory: metrics.jsonl, samples, wandb
@@ -33,9 +33,9 @@ logger = logging.getLogger("triptych")
 def run_pipeline(
     recipe: Recipe, root: Path, selection: Selection = EVERYTHING, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Do what must be done and return the summary, which also stands in summary.json.
+    """Run the stages that must run. Returns the summary, which is also written to summary.json.
 
-    Raises what a stage raises; stages that had finished stay published, and the next call goes on from there.
+    An error in a stage is raised; stages that have finished stay published, and the next run continues after them.
     """
     store = CheckpointStore(root / "store")
     plans = plan_pipeline(recipe, store)
@@ -59,7 +59,7 @@ def run_pipeline(
 def run_stages(
     recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, root: Path
 ) -> dict[str, dict[str, Any]]:
-    """Run the stages that are to run, name those that are published; returns the summary's rows by stage."""
+    """Run the stages in `to_run` and name the published ones. Returns the summary's rows by stage."""
     done: dict[str, dict[str, Any]] = {}
     if to_run:
         from pipeline.gate import check_stages  # loads transformers
@@ -74,7 +74,7 @@ def run_stages(
             manifest = store.manifest(plan.key)
             store.name(f"{recipe.name}/{plan.stage}", plan.key)
         else:
-            continue  # not selected and not there: nothing to tell of it
+            continue  # neither selected nor published
         done[plan.stage] = {
             "checkpoint": f"{recipe.name}/{plan.stage}",
             "key": plan.key,
@@ -85,7 +85,7 @@ def run_stages(
 
 
 def check_parents(plan: StagePlan, plans: Sequence[StagePlan], store: CheckpointStore) -> None:
-    """Raise ConfigError where a stage would start without what it reads."""
+    """Raises ConfigError if a checkpoint that the stage reads is missing."""
     makers = {other.key: other.stage for other in plans}
     for role, key in plan.parents.items():
         if not store.exists(key):
@@ -97,10 +97,10 @@ def check_parents(plan: StagePlan, plans: Sequence[StagePlan], store: Checkpoint
 
 
 def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Path) -> Manifest:
-    """Run one stage in its run directory and publish what it made."""
+    """Run one stage in its run directory and publish its output."""
     quiet_libraries()
     directory = root / "runs" / plan.key
-    shutil.rmtree(directory / "output", ignore_errors=True)  # what an interrupted try left
+    shutil.rmtree(directory / "output", ignore_errors=True)  # left by an interrupted run
     parents = {role: store.path(key) for role, key in plan.parents.items()} | dict(plan.outside)
     started = time.monotonic()
     with Tracker(
@@ -112,10 +112,10 @@ def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Pat
         config={**plain(plan.config), "seed": recipe.seed, "key": plan.key},
         wandb_mode=recipe.tracking.wandb,
     ) as tracker:
-        module = importlib.import_module(f"stages.{plan.stage}.stage")  # torch comes in here, not before
+        module = importlib.import_module(f"stages.{plan.stage}.stage")  # torch is imported here, not earlier
         result: StageResult = module.run(plan.config, Job(directory, parents, tracker, recipe.seed))
         metrics = {**result.metrics, "seconds": round(time.monotonic() - started, 2)}
-        if store.exists(plan.key):  # --force: the old one stays until the new one is done
+        if store.exists(plan.key):  # --force: the old checkpoint stays until the new one is ready
             store.remove(plan.key)
         manifest = store.publish(
             directory / "output",
@@ -136,13 +136,13 @@ def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Pat
 
 
 def merged_accounts(planned: Mapping[str, Any], counted: Mapping[str, Any]) -> dict[str, Any]:
-    """What was named before the run, with what was counted in it."""
+    """The planned data sources, each merged with the counts made during the run."""
     roles = dict.fromkeys([*planned, *counted])
     return {role: {**planned.get(role, {}), **counted.get(role, {})} for role in roles}
 
 
 def summarise(recipe: Recipe, done: Mapping[str, Mapping[str, Any]], store: CheckpointStore) -> dict[str, Any]:
-    """The summary of all stages that are published: what ran, how the models compare, how good the reward model is."""
+    """The summary of the published stages: what ran, how the models compare, how accurate the reward model is."""
     summary: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, "stages": dict(done)}
     if "evaluate" in done:
         metrics = store.manifest(done["evaluate"]["key"]).metrics
@@ -155,7 +155,7 @@ def summarise(recipe: Recipe, done: Mapping[str, Mapping[str, Any]], store: Chec
 
 
 def quiet_libraries() -> None:
-    """Keep the screen for progress and for what a user can act on."""
+    """Silence libraries, so that the screen shows progress and what a user can act on."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets

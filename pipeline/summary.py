@@ -1,4 +1,4 @@
-"""What the runner prints: the plan of a dry run, and the table at the end."""
+"""Tables that the runner prints: the plan of a dry run, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EVALUATION_ROWS = {
     "style_mean": "style",
     "reward_mean": "reward",
     "length_mean": "length (tokens)",
-    "eos_rate": "ended by itself",
+    "eos_rate": "ended with EOS",
     "kl": "KL from SFT (nats)",
 }
 
 
 def print_plan(recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], selection: Selection) -> None:
-    """What would run, and why."""
+    """Print which stages would run, and why."""
     table = Table(title=f"{recipe.name}, seed {recipe.seed}: dry run", title_justify="left")
     for column in ("stage", "would", "why", "key"):
         table.add_column(column, overflow="fold")
@@ -38,7 +38,7 @@ def print_plan(recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[st
 
 
 def print_summary(summary: Mapping[str, Any], root: Path) -> None:
-    """Seconds and checkpoint of each stage, then the models side by side."""
+    """Print each stage's seconds and checkpoint, then the models side by side."""
     console = Console()
     table = Table(title=f"{summary['recipe']}, seed {summary['seed']}", title_justify="left")
     for column, side in (("stage", "left"), ("seconds", "right"), ("checkpoint", "left"), ("key", "left")):
@@ -66,7 +66,7 @@ def print_summary(summary: Mapping[str, Any], root: Path) -> None:
 
 
 def evaluation_table(evaluation: Mapping[str, Mapping[str, float]]) -> Table:
-    """SFT beside PPO on held-out prompts."""
+    """A table of SFT and PPO on held-out prompts."""
     table = Table(title="held-out prompts", title_justify="left")
     table.add_column("")
     for model in evaluation:

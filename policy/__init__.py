@@ -1,4 +1,4 @@
-"""A language model that answers, and the maths that improves it."""
+"""A language model that generates answers, and the maths of improving it."""
 
 from policy.errors import ModelError
 

@@ -1,6 +1,6 @@
-"""Log-likelihoods of given answers: what a model would have to believe to write each of them.
+"""Log-likelihoods that a model assigns to given answers.
 
-A prompt is read once however many answers it has: its keys and values (or its encoder states) are copied for them.
+A prompt is read once, whatever its number of answers: its keys and values (or encoder states) are copied for each.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from policy.seq2seq import answer_token_logprobs, collate_pairs
 
 
 class Question(NamedTuple):
-    """A prompt and the answers to it that are compared, as ids; every answer ends with EOS."""
+    """A prompt and the candidate answers to compare, as ids; every answer ends with EOS."""
 
     prompt: list[int]
     answers: list[list[int]]
 
     @property
     def width(self) -> int:
-        """Tokens of the prompt and the longest answer."""
+        """Number of tokens of the prompt plus its longest answer."""
         return len(self.prompt) + max(map(len, self.answers))
 
 
@@ -39,10 +39,10 @@ def answer_logprobs(
     tokens_at_once: int,
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[list[float]]:
-    """Of each question's answers the log-likelihood in nats, summed over tokens, EOS included.
+    """For each question, the log-likelihood of each answer in nats, summed over its tokens including EOS.
 
-    `tokens_at_once` bounds the memory (prompt and answer of every answer count); `progress` is told how many questions
-    were answered. Questions of like length share a batch, so padding costs little; the order is kept.
+    `tokens_at_once` limits memory (each answer counts with its prompt); `progress` is called with the number of
+    questions finished. Questions of similar length share a batch, which limits padding; results keep the input order.
     """
     read = _encoder_decoder_logprobs if model.config.is_encoder_decoder else _decoder_logprobs
     results: list[list[float]] = [[] for _ in questions]
@@ -56,7 +56,7 @@ def answer_logprobs(
 
 
 def like_length_batches(questions: Sequence[Question], tokens_at_once: int) -> Iterator[list[int]]:
-    """Places of questions, the longest prompts first (what does not fit into memory fails at once)."""
+    """Yield batches of question indices, longest prompts first, so that running out of memory happens early."""
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i].prompt), i))
     batch: list[int] = []
     width = n_answers = 0
@@ -72,13 +72,13 @@ def like_length_batches(questions: Sequence[Question], tokens_at_once: int) -> I
 
 
 def _rows_of(questions: Sequence[Question], device: torch.device) -> Tensor:
-    """(answers,) which question each answer belongs to."""
+    """(answers,) index of the question that each answer belongs to."""
     counts = torch.tensor([len(question.answers) for question in questions])
     return torch.arange(len(questions)).repeat_interleave(counts).to(device)
 
 
 def _decoder_logprobs(model: PreTrainedModel, questions: Sequence[Question]) -> Tensor:
-    """(answers,) in nats, answers in order over all questions."""
+    """(answers,) log-likelihoods in nats of all answers, question after question."""
     device = model.device
     body, head = getattr(model, model.base_model_prefix), output_head(model)
     prompts, prompt_mask = (part.to(device) for part in pad([q.prompt for q in questions], 0, "left"))
@@ -109,13 +109,13 @@ def _decoder_logprobs(model: PreTrainedModel, questions: Sequence[Question]) -> 
 
 
 def _encoder_decoder_logprobs(model: PreTrainedModel, questions: Sequence[Question]) -> Tensor:
-    """(answers,) in nats, answers in order over all questions."""
+    """(answers,) log-likelihoods in nats of all answers, question after question."""
     device = model.device
     rows = _rows_of(questions, device)
     prompts = pad([question.prompt for question in questions], model.config.pad_token_id, "right")
     prompt_mask = prompts.mask.long().to(device)
     states = model.get_encoder()(input_ids=prompts.ids.to(device), attention_mask=prompt_mask).last_hidden_state
-    # Whose encoder states a row reads is told by `rows`; the collated prompts are only there for their number.
+    # `rows` selects the encoder states of each answer; the collated prompts only set the batch size.
     batch = collate_pairs(model, [[0]] * len(rows), [answer for question in questions for answer in question.answers])
     logits = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states[rows]),

@@ -1,14 +1,14 @@
-"""The error a user can cause through a model, its tokenizer or what it is fed."""
+"""The error for faults in a model, its tokenizer or its inputs that the user can fix."""
 
 import traceback
 from pathlib import Path
 
 
 class ModelError(ValueError):
-    """One line: what is wrong, what is there, and the cure."""
+    """One line that says what is wrong, what was found and how to fix it."""
 
 
 def raised(error: Exception) -> str:
-    """What somebody else's function raised, and where, in one line."""
+    """Describe an exception from a user's function, and where it was raised, in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(place.filename).name}:{place.lineno})"

@@ -1,8 +1,8 @@
-"""In which type a model computes: float32, or under bfloat16 autocast, which keeps weights and gradients in float32.
+"""The type a model computes in: float32, or bfloat16 autocast, which keeps weights and gradients in float32.
 
-A model is told once; from then on whatever reads it enters autocast around the reading alone. So losses, advantages and
-scalar heads stay outside, in float32, and autocast's cache of cast weights ends with the reading: no optimiser step can
-leave an old cast behind.
+The type is set once per model; from then on every function that reads the model enters autocast for its forward pass
+only. Losses, advantages and scalar heads stay outside, in float32. Autocast's cache of cast weights ends with each
+forward pass, so no cast is used after an optimiser step has changed the weights.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ T = TypeVar("T")
 Precision = Literal["float32", "bfloat16"]
 Stopwatch = Callable[[Precision], float]
 
-CLEARLY_FASTER = 1.3  # a model does more than multiply, and all else gains nothing
-ROWS, REPEATS, ENOUGH = 256, 5, 0.05  # tokens; repetitions, fewer where they take more than so many seconds
+CLEARLY_FASTER = 1.3  # only matrix products gain from bfloat16, so a small gain there is not worth it
+ROWS, REPEATS, ENOUGH = 256, 5, 0.05  # tokens; repetitions, stopping early after this many seconds
 _in_bfloat16: WeakSet[PreTrainedModel] = WeakSet()
 
 
 def compute_in(model: PreTrainedModel, precision: str) -> None:
-    """From here on the model is read in "float32", as every model is at first, or in "bfloat16"."""
+    """Set the type the model is read in from now on: "float32", the initial state, or "bfloat16"."""
     (_in_bfloat16.add if precision == "bfloat16" else _in_bfloat16.discard)(model)
 
 
 def reads_model(
     read: Callable[Concatenate[PreTrainedModel, P], T],
 ) -> Callable[Concatenate[PreTrainedModel, P], T]:
-    """Decorates a function whose first argument is the model that it reads, to compute as that model was told."""
+    """Decorator: run a function, whose first argument is the model it reads, in the type set for that model."""
 
     @wraps(read)
     def reading(model: PreTrainedModel, *args: P.args, **named: P.kwargs) -> T:
@@ -58,7 +58,7 @@ def autocast(device: torch.device, enabled: bool = True) -> AbstractContextManag
 def choose_precision(
     name: Literal["auto", "float32", "bfloat16"], device: torch.device, model: str | Path
 ) -> Precision:
-    """ "auto" is bfloat16 where that is clearly faster on this device for a model of this width, by measurement."""
+    """Resolve "auto" to bfloat16 if that measures clearly faster on this device for a model of this width."""
     if name != "auto":
         return name
     width = load_config(model).get_text_config().hidden_size
@@ -66,8 +66,8 @@ def choose_precision(
 
 
 def faster_precision(device: torch.device, width: int, stopwatch: Stopwatch | None = None) -> Precision:
-    """The type in which layers of this width are clearly faster, with a line in the log that says so. `stopwatch` gives
-    the seconds that a type takes."""
+    """Choose bfloat16 if layers of this width are clearly faster in it, else float32, and log the choice. `stopwatch`
+    returns the seconds that a type takes."""
     seconds = stopwatch or partial(seconds_of_layer, device, width)
     ratio = seconds("float32") / seconds("bfloat16")
     chosen: Precision = "bfloat16" if ratio >= CLEARLY_FASTER else "float32"
@@ -77,8 +77,8 @@ def faster_precision(device: torch.device, width: int, stopwatch: Stopwatch | No
 
 @torch.no_grad()
 def seconds_of_layer(device: torch.device, width: int, precision: Precision) -> float:
-    """Median time of a (width, width) linear layer on 256 tokens as PPO would compute it, the cast of its float32
-    weight included."""
+    """Median seconds of a (width, width) linear layer on 256 tokens as PPO would compute it, including the cast of its
+    float32 weight."""
     inputs, layer = torch.ones(ROWS, width, device=device), torch.ones(width, width, device=device)
     times: list[float] = []
     while len(times) < 2 or (len(times) <= REPEATS and sum(times) < ENOUGH):
@@ -88,4 +88,4 @@ def seconds_of_layer(device: torch.device, width: int, precision: Precision) -> 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])  # the first one makes kernels ready
+    return statistics.median(times[1:])  # the first one warms up the kernels

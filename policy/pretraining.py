@@ -1,4 +1,4 @@
-"""Plain text for PPO-ptx: documents as rows of ids, and their next-token loss."""
+"""Pretraining text for PPO-ptx: packs documents into rows of ids and computes their next-token loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from policy.sampling.rollout import output_head
 
 
 def pack_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], length: int) -> Tensor:
-    """Documents joined by EOS and cut into rows (n, length) of int32 ids; what does not fill a last row is left out."""
+    """Join documents with EOS and cut them into rows (n, length) of int32 ids; an incomplete last row is dropped."""
     pieces = [torch.empty(0, dtype=torch.int32)]
     texts = (document.text for document in documents)
     while batch := list(islice(texts, 1000)):
@@ -35,7 +35,7 @@ def pack_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Docum
 
 
 def endless_rows(rows: Tensor, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Batches of rows without end, reshuffled on each pass; every row is seen once a pass."""
+    """Yield batches of rows without end; every pass visits each row once, in a new random order."""
     waiting = torch.empty(0, dtype=torch.long)
     while True:
         while len(waiting) < batch:
@@ -44,20 +44,20 @@ def endless_rows(rows: Tensor, batch: int, rng: torch.Generator) -> Iterator[Ten
         waiting = waiting[batch:]
 
 
-Gradients = list[Tensor | None]  # of the trained parameters, in their order
+Gradients = list[Tensor | None]  # one for each trained parameter, in the model's order
 
 
 class GradientBalance:
-    """PPO-ptx's coefficient by the gradients' norms: ratio x |PPO's| / |the text's|, each norm a moving average over
-    optimiser steps, so that one odd minibatch does not throw it."""
+    """Sets PPO-ptx's coefficient to ratio x |PPO gradient| / |text gradient|. Each norm is a moving average over
+    optimiser steps, so one unusual minibatch has little effect."""
 
     def __init__(self, ratio: float, decay: float = 0.9) -> None:
         self.ratio, self.decay = ratio, decay
-        self.norms: tuple[float, float] | None = None  # PPO's and the text's, averaged; None before the first step
+        self.norms: tuple[float, float] | None = None  # averaged norms (PPO, text); None before the first step
 
     def take(self, model: torch.nn.Module) -> Gradients:
-        """PPO's gradient out of the model, so that the text's can be measured by itself. Needs room for one more
-        gradient than a fixed coefficient does."""
+        """Move PPO's gradient out of the model, so that the text's can be measured separately. Needs memory for one
+        more gradient than a fixed coefficient does."""
         taken = [parameter.grad for parameter in trained(model)]
         for parameter in trained(model):
             parameter.grad = None
@@ -65,7 +65,7 @@ class GradientBalance:
 
     @torch.no_grad()
     def mix(self, ppo: Gradients, model: torch.nn.Module) -> dict[str, float]:
-        """The text's gradient, which `model` holds by now, times the coefficient, plus PPO's. Returns what to log."""
+        """Scale the text's gradient, now in `model`, by the coefficient and add PPO's. Returns the metrics to log."""
         text = [parameter.grad for parameter in trained(model)]
         now = tuple(float(get_total_norm([grad for grad in grads if grad is not None])) for grads in (ppo, text))
         before = self.norms or now
@@ -89,7 +89,7 @@ def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 @reads_model
 def pretraining_loss(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """Next-token cross-entropy in nats per token, the mean over rows (batch, length) (InstructGPT eq. 2, last term)."""
+    """Mean next-token cross-entropy of rows (batch, length), in nats per token (InstructGPT eq. 2, last term)."""
     ids = rows.long().to(model.device)
     body = getattr(model, model.base_model_prefix)
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]

@@ -1,7 +1,7 @@
 """Encoder-decoder models (T5, FLAN-T5, BART): the prompt goes to the encoder, the answer with EOS to the decoder.
 
-Templates and records are those of decoder-only models. What differs: the tokenizer's own special tokens stand around
-what the encoder and the decoder read, as in these models' pretraining, so the template writes none.
+Templates and records are the same as for decoder-only models. The only difference: the tokenizer itself adds special
+tokens to the inputs of encoder and decoder, as in these models' pretraining, so the template writes none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from policy.errors import ModelError
 from policy.language_model import LanguageModel, fit_special_tokens, load_tokenizer, load_weights
 from policy.maths.logprobs import token_logprobs
 
-NO_LABEL = -100  # filler of labels; these models' own shifting knows it
+NO_LABEL = -100  # fills labels after the end; these models' own label shifting recognises it
 
 
 class Pair(NamedTuple):
-    """A prompt as the encoder reads it and an answer as the decoder writes it; both end with EOS."""
+    """Ids of a prompt for the encoder and of an answer for the decoder; both end with EOS."""
 
     prompt: list[int]
     answer: list[int]
@@ -37,7 +37,7 @@ class PairBatch(NamedTuple):
     answers: Tensor  # (batch, answer) ids; NO_LABEL after the end
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
-        """Keyword arguments of the model's forward pass."""
+        """Keyword arguments for the model's forward pass."""
         tensors = {
             "input_ids": self.prompts,
             "attention_mask": self.prompt_mask.long(),
@@ -47,26 +47,26 @@ class PairBatch(NamedTuple):
 
 
 def load_seq2seq_model(source: str | Path, device: torch.device, pad_token: str | None = None) -> LanguageModel:
-    """An encoder-decoder in float32 and its tokenizer; arguments and errors as of `load_language_model`."""
+    """Load an encoder-decoder in float32 and its tokenizer; arguments and errors as in `load_language_model`."""
     tokenizer = load_tokenizer(source)
     tokenizer.padding_side = "right"  # the encoder's positions may be absolute
     model = load_weights(AutoModelForSeq2SeqLM, source)
     if model.config.decoder_start_token_id is None:
         raise ModelError(
-            f"'{source}' names no decoder_start_token_id in its config.json; set it (T5: the pad token's)."
+            f"'{source}' has no decoder_start_token_id in its config.json; set it (T5: the padding token's id)."
         )
     return fit_special_tokens(model, tokenizer, source, device, pad_token)
 
 
 def set_seq2seq_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    """As `set_template`, without a BOS: `tokenizer(text)` is what puts special tokens around the rendered text."""
+    """As `set_template`, but without a BOS: here `tokenizer(text)` adds the special tokens to the rendered text."""
     version = set_template(tokenizer, name)
     tokenizer.chat_template = tokenizer.chat_template.removeprefix(BOS)
     return version
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Pair]:
-    """Conversations that end with the assistant: its last answer, and all before it as the prompt."""
+    """Split each conversation into its last answer and the prompt before it; each must end with the assistant."""
     prompts = [render(tokenizer, messages[:-1], opening=True) for messages in conversations]
     answers = _answer_ids(tokenizer, [messages[-1].content for messages in conversations])
     return [Pair(*pair) for pair in zip(_with_specials(tokenizer, prompts), answers, strict=True)]
@@ -75,18 +75,18 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Seq
 def encode_answers_apart(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[str]
 ) -> tuple[list[int], list[list[int]]]:
-    """One prompt and several answers to it -> ids for the encoder, and ids of each answer with its EOS."""
+    """Encode one prompt and several answers to it -> ids for the encoder, and ids of each answer with its EOS."""
     text = render(tokenizer, prompt, opening=True)
     return _with_specials(tokenizer, [text])[0], _answer_ids(tokenizer, answers)
 
 
 def _answer_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[list[int]]:
-    # The first EOS ends an answer, as it would end a written one, also where the text itself spells it.
+    # The first EOS ends an answer, as it would end a generated one, even if it occurs in the text itself.
     return _with_specials(tokenizer, [answer.partition(str(tokenizer.eos_token))[0] for answer in answers])
 
 
 def _with_specials(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids as the tokenizer makes them, with EOS at the end even where it adds none."""
+    """Tokenize the texts with the tokenizer's own special tokens; add EOS at the end if the tokenizer does not."""
     rows: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
     return [row if row[-1:] == [tokenizer.eos_token_id] else [*row, tokenizer.eos_token_id] for row in rows]
 
@@ -94,7 +94,7 @@ def _with_specials(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
 def collate_pairs(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
 ) -> PairBatch:
-    """Rows of ids as one batch, on the CPU; the model says how the decoder's inputs begin."""
+    """Pad rows of ids into one batch on the CPU; the model defines how the decoder's inputs begin."""
     read = pad(prompts, model.config.pad_token_id, "right")
     labels = pad(answers, NO_LABEL, "right").ids
     shifted = model.prepare_decoder_input_ids_from_labels(labels=labels)

@@ -1,1 +1,1 @@
-"""A model that scores, and the maths that trains and calibrates it."""
+"""A model that scores answers: ranking loss, calibration, ensembles, rewards by code."""

@@ -1,7 +1,7 @@
-"""A reward model trained with LoRA as what it adds to the language model it started from: an adapter and a head.
+"""A reward model trained with LoRA, stored as its difference from the language model: an adapter and a head.
 
-A published reward model is whole, its adapter merged. Beside it `adapter/` keeps the adapter (PEFT's files) and the
-hash of the weights it belongs to, so that PPO can put reward and value over the SFT model it has in memory anyway.
+A published reward model is complete, with its adapter merged. In addition, `adapter/` contains the adapter (PEFT's
+files) and the hash of its base weights, so that PPO can apply reward and value to the SFT model already in memory.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ FOLDER, BASE = "adapter", "base.json"
 CARD = """
 ## Adapter
 
-`adapter/` holds what training added to the SFT model, as a PEFT adapter with its head, for those who have that model in
-memory anyway (triptych's PPO with `shared_backbone`). `model.safetensors` has it merged and needs neither.
+`adapter/` contains the changes that training made to the SFT model, as a PEFT adapter with its head. Use it if the SFT
+model is already in memory (as in triptych's PPO with `shared_backbone`). `model.safetensors` has it merged.
 """
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 
 
 def write_adapter(directory: Path, model: Any, base: Path) -> None:
-    """Leave the first adapter of peft's model, with its head, beside the whole model in `directory`; `base` is the
-    checkpoint that it was trained over."""
+    """Write the first adapter of a peft model, with its head, next to the complete model in `directory`. `base` is the
+    checkpoint that it was trained on."""
     from peft import get_peft_model_state_dict
 
     folder = directory / FOLDER
@@ -45,13 +45,13 @@ def write_adapter(directory: Path, model: Any, base: Path) -> None:
 
 
 def adapter_settings(lora: Any) -> dict[str, Any]:
-    """peft's settings as JSON that names no path of this machine."""
+    """peft's settings as JSON without local paths."""
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in lora.to_dict().items()}
     return settings | {"base_model_name_or_path": None, "inference_mode": True}
 
 
 def weights_hash(directory: Path) -> str:
-    """sha256 over a checkpoint's weight files: the same for a copy with another tokenizer or manifest."""
+    """sha256 of a checkpoint's weight files; a copy with another tokenizer or manifest has the same hash."""
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -60,19 +60,19 @@ def weights_hash(directory: Path) -> str:
 
 
 def why_no_adapter(directory: Path, base: Path) -> str | None:
-    """Why a reward model cannot be read over the weights of `base`; None where it can."""
+    """The reason why a reward model cannot share the weights of `base`, or None if it can."""
     told = directory / FOLDER / BASE
     if not told.is_file():
         return "it was published without an adapter (trained in full, or by an earlier version)"
     if json.loads(told.read_text())["weights_sha256"] != weights_hash(base):
-        return "it was trained over other weights"
+        return "it was trained on other weights"
     return None
 
 
 def scalar_model_over(language_model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """A scalar model of this config on a language model's body, whose weights it shares; its head is 0.
+    """Build a scalar model of this config that shares the weights of a language model's body; its head is 0.
 
-    Raises ModelError where the family's classifier has another body than its language model.
+    Raises ModelError if the classifier and the language model of this family have different bodies.
     """
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
@@ -80,8 +80,8 @@ def scalar_model_over(language_model: PreTrainedModel, config: PreTrainedConfig)
     body = getattr(language_model, name, None)
     if body is None or type(body) is not type(getattr(model, name)):
         raise ModelError(
-            f"{type(model).__name__} has another body than {type(language_model).__name__}, so they cannot share it; "
-            "set ppo.shared_backbone to false."
+            f"{type(model).__name__} and {type(language_model).__name__} have different bodies, so they cannot share "
+            "one; set ppo.shared_backbone to false."
         )
     setattr(model, name, share_weights(body))
     head = scalar_head(model).to_empty(device=language_model.device)
@@ -92,8 +92,8 @@ def scalar_model_over(language_model: PreTrainedModel, config: PreTrainedConfig)
 
 
 def adapted_scalar_model(directory: Path, language_model: PreTrainedModel, trainable: bool) -> Any:
-    """The reward model in `directory` as its adapter and head over a language model (peft's PeftModel), which must be
-    the one it was trained over; see `why_no_adapter`."""
+    """Load the reward model in `directory` as its adapter and head on a language model (peft's PeftModel). It must be
+    the model on which it was trained; see `why_no_adapter`."""
     from peft import PeftModel
 
     model = scalar_model_over(language_model, AutoConfig.from_pretrained(directory))

@@ -1,6 +1,6 @@
-"""How far labelers agree where several judged the same thing: the ceiling of what a reward model can reach.
+"""Measures of agreement between labelers who judged the same items: an upper limit for a reward model's accuracy.
 
-`ratings` holds one list for each item: the categories its labelers gave, in any order, as many as there were.
+`ratings` contains one list per item: the categories that its labelers gave, in any order and any number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ Level = Literal["nominal", "ordinal", "interval"]
 
 
 def raw_agreement(ratings: Sequence[Sequence[float]]) -> float | None:
-    """Share of pairs of labelers who gave an item the same category, over all items (InstructGPT 3.4: 72.6 %).
-    None where no item has two ratings."""
+    """Share of labeler pairs that gave an item the same category, over all items (InstructGPT 3.4: 72.6 %).
+    None if no item has two ratings."""
     counts = _counts(ratings)
     agreeing = (counts * (counts - 1)).sum()
     pairs = (counts.sum(1) * (counts.sum(1) - 1)).sum()
@@ -25,14 +25,14 @@ def raw_agreement(ratings: Sequence[Sequence[float]]) -> float | None:
 def krippendorff_alpha(ratings: Sequence[Sequence[float]], level: Level = "nominal") -> float | None:
     """1 - observed / expected disagreement; 1 is perfect, 0 is chance (Krippendorff 2011, sections C to E).
 
-    Items may have different numbers of ratings; one rating alone says nothing and is left out. None where no item has
-    two, or where all ratings are the same category and chance cannot be told from agreement.
+    Items may have different numbers of ratings; items with a single rating are left out. None if no item has two
+    ratings, or if all ratings are the same category, so that chance and agreement cannot be distinguished.
     """
     counts = _counts([item for item in ratings if len(item) > 1])
     per_item = counts.sum(1)
     if not len(counts):
         return None
-    # o[c, k]: pairs of ratings c and k of one item, each item weighing as its number of ratings
+    # o[c, k]: pairs of ratings c and k of one item, each item weighted by its number of ratings
     coincidences = (counts / (per_item - 1)[:, None]).T @ counts - np.diag((counts / (per_item - 1)[:, None]).sum(0))
     totals = coincidences.sum(0)
     expected = np.outer(totals, totals) - np.diag(totals)
@@ -43,9 +43,9 @@ def krippendorff_alpha(ratings: Sequence[Sequence[float]], level: Level = "nomin
 
 
 def fleiss_kappa(ratings: Sequence[Sequence[float]]) -> float | None:
-    """(agreement - chance) / (1 - chance), chance from how often each category is used (Fleiss 1971).
+    """(agreement - chance) / (1 - chance), with chance from the frequency of each category (Fleiss 1971).
 
-    None unless every item has the same number of ratings, two or more, and two categories occur.
+    None unless every item has the same number of ratings, at least two, and two categories occur.
     """
     counts = _counts(ratings)
     per_item = counts.sum(1)
@@ -57,7 +57,7 @@ def fleiss_kappa(ratings: Sequence[Sequence[float]]) -> float | None:
 
 
 def agreement(votes: Sequence[Mapping[str, float]]) -> dict[str, float | int | None]:
-    """All of the above for items given as {labeler: category}; only items with two votes or more count."""
+    """All measures above for items given as {labeler: category}; only items with two or more votes count."""
     shared = [item for item in votes if len(item) > 1]
     ratings = [list(item.values()) for item in shared]
     return {
@@ -71,7 +71,7 @@ def agreement(votes: Sequence[Mapping[str, float]]) -> dict[str, float | int | N
 
 
 def _counts(ratings: Sequence[Sequence[float]]) -> Floats:
-    """(items, categories) how often an item got a category; categories in rising order."""
+    """(items, categories) number of times each item got each category; categories in rising order."""
     categories = {value: place for place, value in enumerate(sorted({value for item in ratings for value in item}))}
     counts = np.zeros((len(ratings), len(categories)))
     for row, item in enumerate(ratings):
@@ -84,6 +84,6 @@ def _distances(categories: Sequence[float], totals: Floats, level: Level) -> Flo
     """(categories, categories) squared distance between two categories, by level of measurement."""
     if level == "nominal":
         return 1.0 - np.eye(len(categories))
-    # Ordinal: two categories are as far apart as there are ratings between their middles.
+    # Ordinal: the distance of two categories is the number of ratings between their midpoints.
     values = np.asarray(categories, dtype=np.float64) if level == "interval" else np.cumsum(totals) - totals / 2
     return (values[:, None] - values[None, :]) ** 2

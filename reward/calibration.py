@@ -1,8 +1,8 @@
-"""Whether a reward model's differences are probabilities: P(a beats b) = sigmoid(r(a) - r(b)) (InstructGPT eq. 1).
+"""Calibration of a reward model as probabilities: P(a beats b) = sigmoid(r(a) - r(b)) (InstructGPT eq. 1).
 
-Each pair is seen from the answer that scores higher: its confidence sigmoid(|difference|) is between 0.5 and 1, and it
-is right where that answer is the preferred one. All functions take `differences` (n,): score of the preferred answer
-minus that of the other, so that a right pair is a positive number.
+A pair's confidence is sigmoid(|difference|), between 0.5 and 1. The pair is right if the answer that scores higher is
+the preferred one. All functions take `differences` (n,): the score of the preferred answer minus that of the other, so
+a pair that is right has a positive difference.
 """
 
 import math
@@ -15,20 +15,20 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 N_BINS = 10  # of equal width between 0.5 and 1
-LARGEST = 1e6  # an inverse temperature beyond this is that of pairs which are all right
+LARGEST = 1e6  # the search for the inverse temperature stops here; beyond it practically all pairs are right
 
 
 class ReliabilityBin(NamedTuple):
     confidence: float  # mean over the bin's pairs
-    accuracy: float  # share of them that are right; equal scores are half right
+    accuracy: float  # share of them that are right; equal scores count half
     n: int
 
 
 class Temperature(NamedTuple):
-    """P = sigmoid(difference / temperature) fits best; above 1 the model is surer than it may be."""
+    """The best fit of P = sigmoid(difference / temperature); a temperature above 1 means the model is overconfident."""
 
-    temperature: float | None  # None: no finite positive one, because all pairs are right or not even half count
-    log_loss: float  # nats per pair at that temperature; log 2 is a coin
+    temperature: float | None  # None: no finite positive one, as all pairs are right or the mean difference is <= 0
+    log_loss: float  # nats per pair at that temperature; log 2 is a coin flip
 
 
 def reliability_curve(differences: npt.ArrayLike, n_bins: int = N_BINS) -> list[ReliabilityBin]:
@@ -49,9 +49,9 @@ def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
 
 
 def calibrated_error(differences: npt.ArrayLike, n_bins: int = N_BINS, draws: int = 200, seed: int = 0) -> float:
-    """The error that a perfectly calibrated model with these confidences shows on average, from chance alone.
+    """Calibration error that a perfectly calibrated model with these confidences has on average, by chance alone.
 
-    `expected_calibration_error` is never 0 on few pairs; only what exceeds this says that a model is off.
+    `expected_calibration_error` is never 0 on few pairs; only an error above this one shows bad calibration.
     """
     confidence, _ = _confidence_and_right(_checked(differences))
     bins = _bin_of(confidence, n_bins)
@@ -66,9 +66,9 @@ def log_loss(differences: npt.ArrayLike, temperature: float = 1.0) -> float:
 
 
 def fit_temperature(differences: npt.ArrayLike) -> Temperature:
-    """The temperature of the largest likelihood (Platt's scaling without offset; Guo et al. 2017, 4.2).
+    """Fit the temperature by maximum likelihood (Platt scaling without offset; Guo et al. 2017, 4.2).
 
-    The loss is convex in the inverse temperature, so bisection on its slope finds the one minimum.
+    The loss is convex in the inverse temperature, so bisection on its slope finds the only minimum.
     """
     d = _checked(differences)
     low, high = 0.0, 1.0
@@ -86,7 +86,7 @@ def fit_temperature(differences: npt.ArrayLike) -> Temperature:
 
 
 def _slope(differences: Floats, inverse_temperature: float) -> float:
-    """Derivative of the log loss by the inverse temperature: mean of -d sigmoid(-d / T)."""
+    """Derivative of the log loss with respect to the inverse temperature: mean of -d sigmoid(-d / T)."""
     return float((-differences * _sigmoid(-differences * inverse_temperature)).mean())
 
 

@@ -1,8 +1,8 @@
-"""Several reward models over one backbone: each further member is low-rank factors and a head of its own.
+"""Several reward models over one backbone: each further member consists of low-rank factors and its own head.
 
-A member's score is that of its own whole model; what is shared is the weights that none of them changed. On disk the
-first member is the checkpoint itself, a whole model that AutoModelForSequenceClassification opens; every other is a
-PEFT adapter relative to it, in `ensemble/`. Why several: where they disagree, PPO has left what they were taught (Coste
+A member scores like a separate whole model; only weights that no member changed are shared. On disk the first member is
+the checkpoint itself, a whole model that AutoModelForSequenceClassification opens. Every other member is a PEFT adapter
+relative to it, in `ensemble/`. Where members disagree, PPO has left the distribution that they were trained on (Coste
 et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization").
 """
 
@@ -39,24 +39,24 @@ class Factors(NamedTuple):
     """A change of a linear layer's weight: up @ down."""
 
     down: Tensor  # (rank, in)
-    up: Tensor  # (out, rank), with the adapter's scale in it
+    up: Tensor  # (out, rank), multiplied by the adapter's scale
 
 
 class Member(NamedTuple):
-    """A reward model as what it changes in the first member."""
+    """A reward model as its difference from the first member."""
 
-    layers: dict[str, Factors]  # by the name of the linear layer
+    layers: dict[str, Factors]  # by name of the linear layer
     head: Tensor  # (1, hidden)
     normalisation: RewardNormalisation
 
     @property
     def size(self) -> int:
-        """Numbers that this member adds to the memory."""
+        """Number of values that this member adds to memory."""
         return self.head.numel() + sum(part.numel() for factors in self.layers.values() for part in factors)
 
 
 def relative_to(member: Member, first: Member) -> Member:
-    """The change from the first member, where both are given as changes of one backbone: of twice the rank."""
+    """The member relative to the first, if both are given relative to one backbone; its rank is twice theirs."""
     layers = {
         name: Factors(torch.cat([own.down, first.layers[name].down]), torch.cat([own.up, -first.layers[name].up], 1))
         for name, own in member.layers.items()
@@ -66,12 +66,12 @@ def relative_to(member: Member, first: Member) -> Member:
 
 @contextmanager
 def acting_as(model: PreTrainedModel, member: Member) -> Iterator[None]:
-    """Within it the first member's model computes what this member would, but for the normalisation in its config."""
+    """Context in which the first member's model computes as this member, except for the normalisation in its config."""
     head = scalar_head(model)
     handles = [head.register_forward_hook(lambda _, inputs, __: linear(inputs[0], member.head))]
     for name, factors in member.layers.items():
         layer = model.get_submodule(name)
-        layer = getattr(layer, "base_layer", layer)  # below adapters of PPO's value model, which are off
+        layer = getattr(layer, "base_layer", layer)  # under the adapters of PPO's value model, which are off
         handles.append(layer.register_forward_hook(_adding(factors)))
     try:
         yield
@@ -89,7 +89,7 @@ def _adding(factors: Factors) -> Any:
 
 @torch.no_grad()
 def member_scores(model: PreTrainedModel, members: Sequence[Member], rollout: Rollout) -> Tensor:
-    """(1 + members, batch) each one's normalised scores, the first member's first."""
+    """(1 + members, batch) normalised scores of each member, beginning with the first."""
     return _of_each(model, members, partial(response_scores, model, rollout))
 
 
@@ -102,13 +102,13 @@ def ensemble_scores(
     *,
     batch_size: int = 32,
 ) -> Tensor:
-    """(n,) float32 normalised scores on the CPU, the mean over the model and the ensemble's further members."""
+    """(n,) float32 normalised scores on the CPU: the mean over the model and the ensemble's further members."""
     score = partial(score_responses, model, prompts, responses, pad_id, batch_size=batch_size)
     return _of_each(model, members, score).mean(0)
 
 
 def _of_each(model: PreTrainedModel, members: Sequence[Member], score: Callable[..., Tensor]) -> Tensor:
-    """(1 + members, n) what `score(normalised=...)` gives while the model acts as each member, on that one's scale."""
+    """(1 + members, n) results of `score(normalised=...)` for the model acting as each member, on its scale."""
     scores = [score(normalised=True)]
     for member in members:
         with acting_as(model, member):
@@ -117,7 +117,7 @@ def _of_each(model: PreTrainedModel, members: Sequence[Member], score: Callable[
 
 
 def combine(scores: Tensor, how: Literal["mean", "minimum", "penalised"], disagreement_coef: float = 1.0) -> Scored:
-    """(members, batch) -> one score an answer, and the members' `disagreement`: their standard deviation (population).
+    """(members, batch) -> one score per answer, and the `disagreement`: the members' population standard deviation.
 
     "penalised" is mean - disagreement_coef * disagreement.
     """
@@ -130,8 +130,8 @@ def combine(scores: Tensor, how: Literal["mean", "minimum", "penalised"], disagr
 def write_members(
     directory: Path, model: PreTrainedModel, members: Sequence[Member], settings: Mapping[str, Any]
 ) -> None:
-    """Leave the further members beside the first one's checkpoint; `settings` are PEFT's for adapters whose scale is
-    in their factors."""
+    """Write the further members into the first one's checkpoint. `settings` are PEFT's, for adapters whose factors
+    already contain the scale."""
     for number, member in enumerate(members, start=1):
         folder = directory / FOLDER / f"member_{number}"
         folder.mkdir(parents=True)
@@ -147,8 +147,8 @@ def write_members(
 
 
 def read_members(directory: Path, model: PreTrainedModel) -> list[Member]:
-    """The further members of a published ensemble, on the model's device; [] for a checkpoint of one reward model.
-    Raises ModelError for one that is not whole."""
+    """Read the further members of a published ensemble, on the model's device; [] for a checkpoint of one reward model.
+    Raises ModelError if files are missing or damaged."""
     index = directory / FOLDER / INDEX
     if not index.is_file():
         return []
@@ -171,7 +171,7 @@ def read_members(directory: Path, model: PreTrainedModel) -> list[Member]:
 def member_state(
     state: Mapping[str, Tensor], scale: float, model: PreTrainedModel, normalisation: RewardNormalisation
 ) -> Member:
-    """A member from the state of its adapter and head under PEFT's names."""
+    """Build a member from the state dict of its adapter and head, with PEFT's names."""
     names = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in state if name.endswith(DOWN)]
     layers = {
         name: Factors(state[f"{PREFIX}{name}{DOWN}"].detach().clone(), scale * state[f"{PREFIX}{name}{UP}"].detach())

@@ -1,12 +1,12 @@
 """A reward model over frozen layers, for few comparisons: a linear readout of the mean of a text's states.
 
-What tells a good answer may stand in any of its words; the states of the last one, made to predict what comes next,
-keep little of it. So the backbone is cut after layers that stay as they are, the mean of their states is read once for
-each text, and a readout is fitted to the ranking loss with an L2 penalty: a convex problem, the same result every time.
-(Linear readouts of middle layers: Alain & Bengio 2016; over tuning on little data: Kumar et al. 2022.)
+Evidence that an answer is good may be in any of its words; the state of the last word, trained to predict the next one,
+keeps little of it. So the backbone is cut after frozen layers, the mean of their states is computed once for each text,
+and a readout is fitted to the ranking loss with an L2 penalty. This is a convex problem with a reproducible result.
+(Linear readouts of middle layers: Alain & Bengio 2016; instead of tuning on little data: Kumar et al. 2022.)
 
-It is written into one more layer of the same architecture, so that the model stays a plain sequence classifier: queries
-of zero attend evenly, values pick the readout out of the mean, the output projection drowns what the last token held.
+It is written into one more layer of the same architecture, so the model stays a plain sequence classifier: zero queries
+attend evenly, values compute the readout, and a large output projection outweighs the last token's own state.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from reward.ranking_loss import PairIndex, kwise_ranking_loss
 from reward.scalar_model import scalar_head
 from reward.shared_prompt import PackedAnswers, packed_scores
 
-LOUD = 3e4  # how far the readout drowns the last token's own state; float16 ends at 6.5e4
-SMALL = 0.05  # deviation of the readout beside the constant that the final norm divides by; 3 deviations lose 1 %
+LOUD = 3e4  # scale of the readout, far above the last token's own state; float16 ends at 6.5e4
+SMALL = 0.05  # deviation of the readout relative to the constant, which sets the final norm; 3 deviations lose 1 %
 
 
 class Readout(NamedTuple):
-    """Two directions in the space of means, float64."""
+    """Two directions in the space of mean states, float64."""
 
-    score: Tensor  # (hidden,) mean @ score is the text's score; 0 on average over the texts it was fitted on
-    constant: Tensor  # (hidden,) mean @ constant is 1 for every text, as nearly as there is such a direction
+    score: Tensor  # (hidden,) mean @ score is the text's score; its average over the fitted texts is 0
+    constant: Tensor  # (hidden,) mean @ constant is as close to 1 as possible for every text
     spread: float  # standard deviation of the score over these texts
 
     def divided(self, by: float) -> Readout:
@@ -38,7 +38,7 @@ class Readout(NamedTuple):
 
 
 def cut_config(config: PreTrainedConfig, n_layers: int) -> None:
-    """Let a config speak of `n_layers` frozen layers and the one that reads them."""
+    """Set a config to `n_layers` frozen layers and the one that reads them."""
     config.num_hidden_layers = n_layers + 1
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: n_layers + 1]
@@ -47,7 +47,7 @@ def cut_config(config: PreTrainedConfig, n_layers: int) -> None:
 def cut_after(model: PreTrainedModel, n_layers: int) -> None:
     """Keep a scalar model's first `n_layers` layers and one above them.
 
-    Raises ModelError for fewer layers than that, or for an architecture that is not built like Llama.
+    Raises ModelError if the model has too few layers or is not built like Llama.
     """
     body: Any = getattr(model, model.base_model_prefix)
     layers = getattr(body, "layers", None)
@@ -58,12 +58,12 @@ def cut_after(model: PreTrainedModel, n_layers: int) -> None:
         or not {name for name, _ in layers[-1].named_modules()}.issuperset(parts)
     ):
         raise ModelError(
-            f"reward_model.frozen_layers knows models built like Llama, not {type(model).__name__}; leave it out."
+            f"reward_model.frozen_layers supports models like Llama, not {type(model).__name__}; remove the setting."
         )
     if not n_layers < len(layers):
         raise ModelError(
-            f"reward_model.frozen_layers is {n_layers}, but this model has {len(layers)} layers, one of which is to "
-            f"read the frozen ones; set it to {len(layers) - 1} or fewer (three fifths of all: {len(layers) * 3 // 5})."
+            f"reward_model.frozen_layers is {n_layers}, but this model has {len(layers)} layers and one must read the "
+            f"frozen ones; set it to at most {len(layers) - 1} (three fifths of all layers: {len(layers) * 3 // 5})."
         )
     body.layers = layers[: n_layers + 1]
     cut_config(model.config, n_layers)
@@ -71,7 +71,7 @@ def cut_after(model: PreTrainedModel, n_layers: int) -> None:
 
 @torch.no_grad()
 def mean_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
-    """(answers, hidden) float32: the mean, over prompt and answer, of what the last layer's attention is given."""
+    """(answers, hidden) float32: the mean, over prompt and answer, of the input to the last layer's attention."""
     attention: Any = getattr(model, model.base_model_prefix).layers[-1].self_attn
     given: list[Tensor] = []
     hook = attention.register_forward_pre_hook(
@@ -90,9 +90,9 @@ def mean_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
 
 
 def fit_readout(means: Tensor, pairs: PairIndex, l2: float) -> Readout:
-    """Minimise the ranking loss plus l2 * |w|^2, w in units of each channel's root mean square over the pairs.
+    """Minimise the ranking loss plus l2 * |w|^2, with w in units of each channel's root mean square over the pairs.
 
-    means (answers, hidden), as the pairs number them.
+    means (answers, hidden), in the order to which the pairs refer.
     """
     means = means.double()
     scale = (means[pairs.winner] - means[pairs.loser]).square().mean(0).sqrt().clamp_min(1e-12)
@@ -110,7 +110,7 @@ def fit_readout(means: Tensor, pairs: PairIndex, l2: float) -> Readout:
 
     optimizer.step(loss)
     score = weight.detach() / scale
-    # The least change that makes `mean @ constant` 1: ridge regression of 1, its penalty far below the means' own size.
+    # The smallest vector with `mean @ constant` = 1: ridge regression of 1, with a penalty far below the means' size.
     gram = means.T @ means / len(means)
     gram.diagonal().add_(1e-6 * gram.diagonal().mean())
     constant = torch.linalg.solve(gram, means.mean(0))
@@ -120,8 +120,8 @@ def fit_readout(means: Tensor, pairs: PairIndex, l2: float) -> Readout:
 
 @torch.no_grad()
 def write_readout(model: PreTrainedModel, readout: Readout) -> None:
-    """Make the last layer and the head give `mean @ readout.score`, within a hundredth or two where scores are within
-    three deviations and `constant` is one; beyond twenty they level off."""
+    """Make the last layer and the head compute `mean @ readout.score`. The error is one or two hundredths for scores
+    within three deviations, if `constant` gives one; scores saturate beyond twenty deviations."""
     body: Any = getattr(model, model.base_model_prefix)
     layer = body.layers[-1]
     attention = layer.self_attn
@@ -131,7 +131,7 @@ def write_readout(model: PreTrainedModel, readout: Readout) -> None:
     small = SMALL / readout.spread
     attention.v_proj.weight[0] = readout.score * small
     attention.v_proj.weight[1] = readout.constant
-    # Two channels that the final norm treats alike in size, so that neither is lost to rounding.
+    # Two channels with similar weights in the final norm, so that neither is lost to rounding.
     norm = body.norm.weight.abs()
     score_channel, constant_channel = (norm - norm.median()).abs().argsort()[:2].tolist()
     attention.o_proj.weight[score_channel, 0] = LOUD  # the first query head reads the first key-value head
@@ -143,13 +143,13 @@ def write_readout(model: PreTrainedModel, readout: Readout) -> None:
 
 
 def check_readout(model: PreTrainedModel, packed: PackedAnswers, readout: Readout) -> None:
-    """Raise ModelError unless the whole model gives these texts the readout's scores."""
+    """Raise ModelError unless the complete model gives these texts the readout's scores."""
     expected = mean_states(model, packed).double() @ readout.score.to(packed.ids.device)
     with torch.no_grad():
         found = packed_scores(model, packed, normalised=False)
     off = ((found - expected).abs() / (readout.spread + expected.abs())).max().item()
     if not off < 0.5:
         raise ModelError(
-            f"reward_model.frozen_layers does not fit {type(model).__name__}: its scores are {off:.2g} of a standard "
-            "deviation from the readout's; leave it out."
+            f"reward_model.frozen_layers does not fit {type(model).__name__}: the model's scores differ from the "
+            f"readout's by {off:.2g} of a standard deviation; remove the setting."
         )

@@ -1,5 +1,5 @@
-"""A score must be that of its text alone. A reward model whose scores move with the batch, the padding or the
-neighbours pays PPO for what it did not write."""
+"""Check that a score depends only on its text. If scores changed with the batch, the padding or neighbouring texts,
+PPO would be rewarded for something other than its answers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from policy.errors import ModelError
 from policy.sampling.rollout import Rollout, as_rollout
 from reward.scalar_model import response_scores, stored_normalisation
 
-TOLERANCE = 1e-4  # of a float32 score, relative to the largest one where that is above 1
-PROMPT_LENGTHS, RESPONSE_LENGTHS = (9, 2, 5, 3), (2, 7, 1, 4)  # tokens of the texts tried
+TOLERANCE = 1e-4  # for a float32 score, relative to the largest one if that is above 1
+PROMPT_LENGTHS, RESPONSE_LENGTHS = (9, 2, 5, 3), (2, 7, 1, 4)  # in tokens, of the test texts
 EXTRA_PADDING = 6
 
 
 @torch.no_grad()
 def check_scores_are_independent(model: PreTrainedModel, pad_id: int) -> None:
-    """Raise ModelError unless a few fixed texts score the same alone, together, in another order, padded further on
-    both sides, and read by the model's own `forward`, as AutoModelForSequenceClassification does."""
+    """Raise ModelError unless a few fixed texts score the same alone, together, in another order, with more padding on
+    both sides, and with the model's own `forward`, as AutoModelForSequenceClassification reads them."""
     prompts, responses = _texts(model, pad_id)
     alone = torch.cat([_scores(model, [p], [r], pad_id) for p, r in zip(prompts, responses, strict=True)])
     tried = {
@@ -35,14 +35,14 @@ def check_scores_are_independent(model: PreTrainedModel, pad_id: int) -> None:
         off = (scores - alone).abs().max().item()
         if not off <= TOLERANCE * largest:  # a NaN is off too
             raise ModelError(
-                f"{type(model).__name__} gives a text another score when it is {how} (off by {off:.2g}, allowed "
-                f"{TOLERANCE * largest:.2g}): dropout, attention to padding or another head; use a causal model in "
-                "evaluation mode with a linear head on its last token."
+                f"{type(model).__name__} gives a text a different score when it is {how} (off by {off:.2g}, allowed "
+                f"{TOLERANCE * largest:.2g}). Dropout, attention to padding or a different head can cause this; use a "
+                "causal model in evaluation mode with a linear head on its last token."
             )
 
 
 def _texts(model: PreTrainedModel, pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids drawn once and for all from the model's vocabulary, padding left out."""
+    """Fixed random ids from the model's vocabulary, without the padding token."""
     rng = torch.Generator().manual_seed(0)
     vocabulary = torch.tensor([i for i in range(min(model.config.vocab_size, 4096)) if i != pad_id])
     drawn = [
@@ -76,7 +76,7 @@ def _scores(
 def _own_scores(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
 ) -> Tensor:
-    """Right-padded rows through `forward`, which finds the last token that is not padding."""
+    """Scores of right-padded rows by the model's own `forward`, which finds the last token that is not padding."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], device=model.device)

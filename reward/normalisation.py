@@ -1,7 +1,7 @@
-"""Put rewards on a scale that means something before PPO spends KL on them.
+"""Put rewards on a defined scale, so that PPO's KL penalty has a defined strength.
 
-Training fixes only differences of rewards, so their zero is arbitrary. InstructGPT (section 3.5) shifts it to the mean
-score of the demonstrations. lm-human-preferences sets mean and spread on samples of the reference policy.
+Training determines only differences of rewards, so their zero is arbitrary. InstructGPT (section 3.5) shifts it to the
+mean score of the demonstrations. lm-human-preferences sets mean and spread on samples of the reference policy.
 """
 
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ class RewardNormalisation:
 
 
 def from_demonstrations(rewards: Tensor | Sequence[float]) -> RewardNormalisation:
-    """Bias only: the demonstrations, whose raw rewards these are, get mean 0 (InstructGPT)."""
+    """Bias only: the demonstrations, whose raw rewards are given, get mean 0 (InstructGPT)."""
     return RewardNormalisation(gain=1.0, bias=-_checked(rewards).mean().item())
 
 
 def from_reference_samples(
     rewards: Tensor | Sequence[float], target_mean: float = 0.0, target_std: float = 1.0
 ) -> RewardNormalisation:
-    """Gain and bias: the reference policy's samples get this mean and population standard deviation (Ziegler 2019)."""
+    """Gain and bias: reference-policy samples get the target mean and population standard deviation (Ziegler 2019)."""
     raw = _checked(rewards)
     if raw.min() == raw.max():
         raise ModelError(
-            f"all {len(raw)} reference samples score {raw[0].item():.4g} and no gain spreads them; use the bias alone."
+            f"all {len(raw)} reference samples score {raw[0].item():.4g}: no gain can spread them; use demonstrations."
         )
     gain = target_std / raw.std(correction=0).item()
     return RewardNormalisation(gain, target_mean - gain * raw.mean().item())
@@ -46,5 +46,5 @@ def _checked(rewards: Tensor | Sequence[float]) -> Tensor:
     raw = torch.as_tensor(rewards).detach().to("cpu", torch.float64).flatten()
     bad = int((~raw.isfinite()).sum())
     if len(raw) == 0 or bad:
-        raise ModelError(f"{bad} of {len(raw)} rewards are not finite; normalisation needs one or more, all finite.")
+        raise ModelError(f"{bad} of {len(raw)} rewards are not finite; give one or more rewards, all of them finite.")
     return raw

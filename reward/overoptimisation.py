@@ -1,4 +1,4 @@
-"""How far a policy may follow an imperfect reward (Gao, Schulman, Hilton 2022). Distance d = sqrt(KL in nats)."""
+"""Over-optimisation of an imperfect reward (Gao, Schulman, Hilton 2022). Distance d = sqrt(KL in nats)."""
 
 import math
 from typing import NamedTuple
@@ -16,12 +16,12 @@ class BestOfNMeans(NamedTuple):
 
 
 class Optimum(NamedTuple):
-    distance: float  # the d at which the gold reward is highest
+    distance: float  # the distance d at which the gold reward is highest
     reward: float
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL in nats of best-of-n from the policy it samples: log n - (n - 1) / n; an upper bound when ties occur."""
+    """KL in nats between best-of-n and the sampled policy: log n - (n - 1) / n; an upper bound if ties occur."""
     if n < 1:
         raise ValueError(f"n={n} must be at least 1.")
     return math.log(n) - (n - 1) / n
@@ -31,7 +31,7 @@ def best_of_n_means(proxy: npt.ArrayLike, gold: npt.ArrayLike) -> BestOfNMeans:
     """Unbiased expected scores of the best of n by proxy, for n = 1..N, from N samples of one prompt. Both (N,).
 
     The i-th lowest of N is the best of a random subset of n in C(i-1, n-1) of C(N, n) cases. Samples with the same
-    proxy share their mean gold score, as if their tie were broken by chance.
+    proxy share their mean gold score, as if ties were broken at random.
     """
     proxy_scores = np.asarray(proxy, dtype=np.float64)
     gold_scores = np.asarray(gold, dtype=np.float64)
@@ -45,7 +45,7 @@ def best_of_n_means(proxy: npt.ArrayLike, gold: npt.ArrayLike) -> BestOfNMeans:
 
 
 def _best_of_n_weights(size: int) -> Floats:
-    """[n-1, i-1] = C(i-1, n-1) / C(size, n), built from the top by ratios so that no binomial overflows."""
+    """[n-1, i-1] = C(i-1, n-1) / C(size, n), computed by ratios from the top so that no binomial overflows."""
     weights = np.zeros((size, size))
     for n in range(1, size + 1):
         higher = np.arange(size, n, -1)
@@ -65,7 +65,7 @@ def best_of_n_optimum(alpha: float, beta: float) -> Optimum:
 
 
 def rl_form(distance: npt.ArrayLike, alpha: float, beta: float) -> Floats:
-    """Gold reward of RL at distance d: d (alpha - beta log d), and 0 at d = 0. Not meant for d near 0."""
+    """Gold reward of RL at distance d: d (alpha - beta log d), and 0 at d = 0. Not valid for d near 0."""
     d = np.asarray(distance, dtype=np.float64)
     return d * (alpha - beta * np.log(np.where(d > 0, d, 1.0)))
 

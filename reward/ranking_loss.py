@@ -1,7 +1,7 @@
-"""Losses that teach a reward model an order.
+"""Ranking losses for a reward model.
 
-InstructGPT eq. 1: all pairs of one prompt's K responses are one batch element, each prompt weighs the same whatever its
-K, tied pairs are dropped. K forward passes score K responses; the pairs are index arithmetic on those K numbers.
+InstructGPT eq. 1: all pairs of one prompt's K responses are one batch element, each prompt has the same weight whatever
+its K, tied pairs are dropped. K forward passes score K responses; pairs only index these K scores.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 
 class PairIndex(NamedTuple):
-    """Every kept pair of a batch, as positions in the flat list of its responses. Made by the collator."""
+    """Every kept pair of a batch, as positions in the flat list of its responses. Built by the collator."""
 
     winner: Tensor  # (pairs,) int64
     loser: Tensor  # (pairs,) int64
     weight: Tensor  # (pairs,) float64; sums to 1 when the batch is the whole step and denominator is "kept"
     margin: Tensor | None = None  # (pairs,) float64: by how much the winner is better; None: no margins
-    p_winner: Tensor | None = None  # (pairs,) float64: chance that the winner is the better one; None: sure
+    p_winner: Tensor | None = None  # (pairs,) float64: probability that the winner is the better one; None: 1
 
     def to(self, device: torch.device | str) -> "PairIndex":
         moved = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
@@ -39,14 +39,14 @@ def pair_index(
     n_prompts: int | None = None,
     margins: Sequence[float | None] | None = None,
 ) -> PairIndex:
-    """One sequence of ranks per prompt -> pairs into the responses laid end to end, prompt after prompt.
+    """One sequence of ranks per prompt -> pairs of positions in the concatenated responses of all prompts.
 
-    `margins`, one per prompt, hold for all its pairs; None among them is 0.
+    `margins`, one per prompt, apply to all its pairs; None among them counts as 0.
 
-    A pair weighs 1 / (n_prompts * pairs of its prompt). The paper says that ties are dropped but not from which count:
-    "kept" divides by the pairs that are left, "k_choose_2" by all of them. `n_prompts` counts the prompts that have a
-    kept pair (no other says anything): those of this batch, unless the count of the whole optimiser step is given
-    because the batch is a micro-batch of it.
+    A pair has weight 1 / (n_prompts * pairs of its prompt). The paper says that ties are dropped but not from which
+    count: "kept" divides by the pairs that are left, "k_choose_2" by all of them. `n_prompts` counts the prompts that
+    have a kept pair: those of this batch, unless the count of the whole optimiser step is given because the batch is a
+    micro-batch of it.
     """
     pairs_of_prompts = [ranked_pairs(prompt_ranks) for prompt_ranks in ranks]
     n_prompts = sum(map(bool, pairs_of_prompts)) if n_prompts is None else n_prompts
@@ -75,8 +75,8 @@ def pair_index(
 def voted_pair_index(votes: Sequence[Sequence[Sequence[int]]], n_prompts: int | None = None) -> PairIndex:
     """As `pair_index`, for prompts whose responses several labelers ranked: votes[prompt][labeler] are ranks.
 
-    A pair's winner has most of the votes and p_winner is its share of them (WebGPT, section 3.2: soft labels). A
-    labeler who ties two responses has no vote on them; a pair without a vote is left out.
+    A pair's winner has the majority of votes and p_winner is its share of them (WebGPT, section 3.2: soft labels). A
+    labeler who ties two responses has no vote on this pair; a pair without a vote is left out.
     """
     winner: list[int] = []
     loser: list[int] = []
@@ -104,7 +104,7 @@ def voted_pair_index(votes: Sequence[Sequence[Sequence[int]]], n_prompts: int | 
 
 
 def smoothed(pairs: PairIndex, label_noise: float) -> PairIndex:
-    """The pairs as if each vote had been turned round with this chance: p becomes p (1 - noise) + (1 - p) noise."""
+    """Label smoothing: as if each vote were swapped with this probability, p becomes p (1 - noise) + (1 - p) noise."""
     sure = torch.ones_like(pairs.weight) if pairs.p_winner is None else pairs.p_winner
     return pairs._replace(p_winner=sure * (1 - label_noise) + (1 - sure) * label_noise)
 
@@ -112,9 +112,9 @@ def smoothed(pairs: PairIndex, label_noise: float) -> PairIndex:
 def kwise_ranking_loss(rewards: Tensor, pairs: PairIndex) -> Tensor:
     """Mean over prompts of the mean over their pairs of -log sigmoid(r_winner - r_loser) (InstructGPT eq. 1).
 
-    rewards (responses,), in the order that `pair_index` was given. A batch of ties only gives 0, with gradient 0.
-    With margins the difference counts only beyond them (Llama 2, 3.2.2); with p_winner it is the cross-entropy
-    against that chance. Both at once are refused, as in `pairwise_loss`.
+    rewards (responses,), in the order that was given to `pair_index`. A batch with only ties gives 0, with gradient 0.
+    A margin is subtracted from the difference (Llama 2, 3.2.2); with p_winner the loss is the cross-entropy against
+    that probability. Raises ValueError if both are given, as `pairwise_loss` does.
     """
     difference = rewards[pairs.winner] - rewards[pairs.loser]
     losses = pair_losses(difference, pairs.margin, pairs.p_winner)
@@ -124,7 +124,7 @@ def kwise_ranking_loss(rewards: Tensor, pairs: PairIndex) -> Tensor:
 def pair_losses(difference: Tensor, margin: Tensor | None, p_winner: Tensor | None) -> Tensor:
     """(pairs,) loss of each difference r_winner - r_loser."""
     if margin is not None and p_winner is not None:
-        raise ValueError("margin and p_chosen are both given; a pair has a sure winner by a margin or a soft label.")
+        raise ValueError("margin and p_chosen are both given; give a margin (certain winner) or a soft label.")
     if p_winner is not None:
         p = p_winner.to(difference)
         return -p * logsigmoid(difference) - (1 - p) * logsigmoid(-difference)
@@ -132,7 +132,7 @@ def pair_losses(difference: Tensor, margin: Tensor | None, p_winner: Tensor | No
 
 
 def pair_accuracy(rewards: Tensor, pairs: PairIndex) -> Tensor:
-    """Share of kept pairs whose winner scores strictly higher; every pair counts once. NaN when there is no pair."""
+    """Share of kept pairs whose winner scores strictly higher; every pair counts once. NaN if there is no pair."""
     return (rewards[pairs.winner] > rewards[pairs.loser]).to(rewards.dtype).mean()
 
 
@@ -145,13 +145,13 @@ def pairwise_loss(
 ) -> Tensor:
     """Mean of -log sigmoid(chosen - rejected - margin), plus center_coef * mean((chosen + rejected)^2). All (pairs,).
 
-    `p_chosen` is the share of labelers that prefer the chosen one (0.5 = tie): the cross-entropy against it (WebGPT). A
-    margin says by how much the chosen one is better, which a soft label leaves open: one or the other.
+    With `p_chosen`, the share of labelers who prefer the chosen answer (0.5 = tie), the loss is the cross-entropy
+    against it (WebGPT). A margin says by how much the chosen answer is better. Raises ValueError if both are given.
     """
     losses = pair_losses(chosen - rejected, margin, p_chosen)
     return losses.mean() + center_coef * ((chosen + rejected) ** 2).mean()
 
 
 def best_of_n_cross_entropy(rewards: Tensor, best: Tensor) -> Tensor:
-    """Softmax cross-entropy of the labeler's pick: rewards (prompts, n), best (prompts,) (lm-human-preferences)."""
+    """Softmax cross-entropy of the labeler's choice: rewards (prompts, n), best (prompts,) (lm-human-preferences)."""
     return cross_entropy(rewards, best)

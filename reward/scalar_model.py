@@ -1,8 +1,7 @@
 """A language model's body with a scalar head: r(prompt, response) at the last real token, V(state) at every token.
 
-Held as a Hugging Face sequence-classification model with one label, so that AutoModelForSequenceClassification opens
-what is published. The normalisation is kept in its config (`reward_gain`, `reward_bias`): a bias put into the head is
-lost on reload.
+It is a Hugging Face sequence-classification model with one label, which AutoModelForSequenceClassification opens. Its
+config stores the normalisation (`reward_gain`, `reward_bias`), since a bias in the head is lost on reload.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from reward.normalisation import RewardNormalisation
 
 
 def from_language_model(source: str | Path, device: torch.device, seed: int) -> PreTrainedModel:
-    """A scalar model on a language model's body; the head is drawn with standard deviation 1/sqrt(d+1)
+    """Build a scalar model on a language model's body, with a random head of standard deviation 1/sqrt(d+1)
     (lm-human-preferences; Huang et al. 2023, detail 11)."""
     check_decoder_only(source)
     with clear_load_errors(source, "language model"):
@@ -31,7 +30,7 @@ def from_language_model(source: str | Path, device: torch.device, seed: int) -> 
 
 
 def draw_head(head: torch.nn.Module, seed: int) -> None:
-    """A new head from a seed, the same on every device."""
+    """Initialise the head from a seed, with the same values on every device."""
     weight = head.get_parameter("weight")  # (1, hidden)
     drawn = torch.empty(weight.shape).normal_(
         0.0, (weight.shape[1] + 1) ** -0.5, generator=torch.Generator().manual_seed(seed)
@@ -41,21 +40,22 @@ def draw_head(head: torch.nn.Module, seed: int) -> None:
 
 
 def load_scalar_model(source: str | Path, device: torch.device) -> PreTrainedModel:
-    """A published reward model, in float32. Raises ModelError for a directory that is none."""
+    """Load a published reward model in float32. Raises ModelError for any other kind of model."""
     with clear_load_errors(source, "reward model"):
         check_decoder_only(source)
         config = AutoConfig.from_pretrained(source)
         architecture = (getattr(config, "architectures", None) or ["?"])[0]
         if config.num_labels != 1 or "SequenceClassification" not in architecture:
+            labels = f" with {config.num_labels} labels" if "SequenceClassification" in architecture else ""
             raise ModelError(
-                f"'{source}' holds a {architecture} with {config.num_labels} labels, not a reward model with one."
+                f"'{source}' is a {architecture}{labels}, not a reward model; give a sequence classifier of one label."
             )
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
     return model.to(device)
 
 
 def scalar_head(model: PreTrainedModel) -> torch.nn.Module:
-    """The layer from hidden state to scalar, by whichever name the architecture has for it."""
+    """The layer from hidden state to scalar, under the architecture's name for it. Raises ModelError without one."""
     for name in ("score", "classifier"):
         if hasattr(model, name):
             head: torch.nn.Module = getattr(model, name)
@@ -72,16 +72,16 @@ def stored_normalisation(model: PreTrainedModel) -> RewardNormalisation:
 
 
 def response_values(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
-    """(batch, response) V before each response token: the state after what comes before it. float32, filler 0."""
+    """(batch, response) V before each response token, read at the preceding token. float32, padding 0."""
     prompt_lengths = rollout.prompt_mask.sum(1)
     hidden = states_between(model, rollout, prompt_lengths - 1, prompt_lengths - 1 + rollout.lengths)
     return unflatten(scalars(model, hidden, normalised), rollout.response_mask)
 
 
 def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:
-    """(batch,) r(prompt, response), read at the last real token: EOS, or where the answer was cut. float32."""
+    """(batch,) r(prompt, response), read at the last real token: EOS, or the last one before the cut. float32."""
     if not rollout.response_mask.any(1).all():
-        raise ModelError("a response has no token, so there is no last one to read its score at; drop empty responses.")
+        raise ModelError("a response has no tokens, so its score cannot be read at the last one; drop empty responses.")
     ends = rollout.prompt_mask.sum(1) + rollout.lengths
     return scalars(model, states_between(model, rollout, ends - 1, ends), normalised)
 
@@ -89,6 +89,6 @@ def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool =
 def scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:
     """(n, hidden) states of the body -> (n,) float32 scores or values."""
     head = scalar_head(model)
-    dtype = next((weight.dtype for weight in head.parameters()), hidden.dtype)  # autocast's states have another
+    dtype = next((weight.dtype for weight in head.parameters()), hidden.dtype)  # states are bfloat16 under autocast
     values: Tensor = head(hidden.to(dtype)).squeeze(-1).float()
     return stored_normalisation(model)(values) if normalised else values

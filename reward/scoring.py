@@ -1,4 +1,4 @@
-"""Texts to scores, in batches sorted by length; a score does not depend on its neighbours or on the padding."""
+"""Scores texts in batches sorted by length; a score does not depend on the other texts or on the padding."""
 
 from __future__ import annotations
 

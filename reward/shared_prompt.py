@@ -1,7 +1,7 @@
-"""The answers to one prompt in one row: [prompt | answer | answer | ...], so that K answers cost the prompt once.
+"""Puts the answers to one prompt in one row: [prompt | answer | answer | ...], so that the prompt is read only once.
 
-Each answer sees the prompt and itself, its positions go on from the prompt's end, and its score is read at its last
-token: the numbers are those of K separate rows. (One forward pass for all K answers of a prompt: InstructGPT 3.5.)
+Each answer attends to the prompt and itself, its positions continue from the prompt's end, and its score is read at its
+last token, so scores equal those of K separate rows. (One forward pass for all K answers: InstructGPT 3.5.)
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from transformers import PreTrainedModel
 from policy.packing import one_a_row, pack_lengths
 from reward.scalar_model import scalars
 
-EXACT = 1e-4  # what float32 may lose, relative to the score
+EXACT = 1e-4  # rounding error allowed in float32, relative to the score
 
 
 class PackedAnswers(NamedTuple):
-    """Prompts with their answers behind them, laid side by side in rows; answers keep the order they were given in."""
+    """Prompts, each followed by its answers, packed into rows; answers keep the order in which they were given."""
 
     ids: Tensor  # (rows, width)
-    positions: Tensor  # (rows, width) of a token in the text it belongs to
-    segments: Tensor  # (rows, width) which prompt or answer of the row a token belongs to, from 1 on; 0 is padding
-    prompts: Tensor  # (rows, width) the segment of that token's prompt
-    row: Tensor  # (answers,) where each answer's last token stands
-    column: Tensor  # (answers,)
+    positions: Tensor  # (rows, width) position of a token in its own text
+    segments: Tensor  # (rows, width) number of the prompt or answer in the row, from 1; 0 is padding
+    prompts: Tensor  # (rows, width) the segment of the token's prompt
+    row: Tensor  # (answers,) row of each answer's last token
+    column: Tensor  # (answers,) its column
 
 
 def pack_answers(
@@ -37,7 +37,7 @@ def pack_answers(
     hidden_size: int,
     share: bool = True,
 ) -> PackedAnswers:
-    """`answers[i]` are those to `prompts[i]`; ids all. With `share` false every answer has a row of its own."""
+    """Pack ids: `answers[i]` are the answers to `prompts[i]`. With `share` false every answer has its own row."""
     texts: list[_Text] = []
     for prompt, own in zip(prompts, answers, strict=True):
         for k, answer in enumerate(own):
@@ -68,22 +68,22 @@ def pack_answers(
 
 
 class _Text(NamedTuple):
-    """A prompt and answers to it, not yet laid anywhere."""
+    """A prompt and answers to it, not yet placed in a row."""
 
     ids: list[int]
     positions: list[int]
     segments: list[int]  # 0 on the prompt, k on the k-th answer
-    ends: list[int]  # where each answer's last token stands
+    ends: list[int]  # index of each answer's last token
 
 
 def _cost(width: int, hidden_size: int) -> float:
-    """Of a row, in tokens: attention costs 4 * width * hidden per token and layer, everything else about
-    24 * hidden^2. An answer joins only as long as the wider attention is cheaper than reading the prompt again."""
+    """Cost of a row, in tokens: attention costs 4 * width * hidden per token and layer, everything else about
+    24 * hidden^2. An answer joins a row only if the wider attention is cheaper than reading the prompt again."""
     return width * (1 + width / (6 * hidden_size))
 
 
 def packed_scores(model: PreTrainedModel, packed: PackedAnswers, normalised: bool = True) -> Tensor:
-    """(answers,) float32 r(prompt, answer), each read at its last token."""
+    """(answers,) float32 r(prompt, answer), each read at the answer's last token."""
     body = getattr(model, model.base_model_prefix)
     hidden = body(
         input_ids=packed.ids, attention_mask=_mask(model, packed), position_ids=packed.positions, use_cache=False
@@ -92,8 +92,8 @@ def packed_scores(model: PreTrainedModel, packed: PackedAnswers, normalised: boo
 
 
 def _mask(model: PreTrainedModel, packed: PackedAnswers) -> Tensor | None:
-    """(rows, 1, width, width) of what each token sees: its own segment up to itself, and its prompt. None for one
-    answer a row, where plain causal attention does the same (padding on the right is seen by padding alone)."""
+    """(rows, 1, width, width) attention mask: each token sees its own segment up to itself, and its prompt. None with
+    one answer per row, where causal attention does the same (only padding sees the padding on the right)."""
     if len(packed.row) == len(packed.ids):
         return None
     causal = torch.ones(2 * [packed.ids.shape[1]], dtype=torch.bool, device=packed.ids.device).tril()
@@ -110,8 +110,8 @@ def _mask(model: PreTrainedModel, packed: PackedAnswers) -> Tensor | None:
 def can_share_prompt(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], pad_id: int
 ) -> bool:
-    """Whether this model gives packed rows the scores it gives separate ones, tried on these. Models whose attention
-    takes no mask of our own (a window, a state, flash kernels) do not."""
+    """Whether packed rows get the same scores as separate ones, tested on the given texts. Models whose attention does
+    not accept a custom mask (sliding windows, recurrent states, flash kernels) fail the test."""
     if model.config._attn_implementation not in ("eager", "sdpa"):
         return False
     was_training = model.training

@@ -1,7 +1,7 @@
-"""What PPO may take for a reward: reward models, functions on text, penalties on an answer's shape, and sums of them.
+"""Rewards for PPO: reward models, functions on text, penalties on an answer's form, and weighted sums of them.
 
-All answer one call, `Reward`, with whatever of (prompt, text, ids) they need; `score_rollout` adds their weighted
-scores up. To add a kind of reward, write one more small class here.
+All have the same call signature, `Reward`, and use whichever of (prompt, text, ids) they need; `score_rollout` adds up
+their weighted scores. To add a kind of reward, add a small class here.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SHOWN = 60  # characters of an answer in an error
 
 
 class Scored(NamedTuple):
-    """What a reward says of a batch of answers."""
+    """A reward's scores for a batch of answers."""
 
     scores: Tensor  # (batch,) float32
-    watched: Mapping[str, Tensor]  # name -> (batch,) numbers to record beside the scores
+    watched: Mapping[str, Tensor]  # name -> (batch,) values to log with the scores
 
 
 class Reward(Protocol):
-    """The batch three times over: the prompts asked, the answers as text, both as the policy's ids."""
+    """Scores a batch, given in three forms: the prompts, the answers as text, and both as the policy's ids."""
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Scored: ...
 
@@ -43,20 +43,20 @@ class Part(NamedTuple):
     name: str
     weight: float
     reward: Reward
-    is_penalty: bool  # on an answer's shape, so that it is charged whether or not the answer ended
+    is_penalty: bool  # on an answer's form, so that it applies whether or not the answer ended
 
 
 class RolloutScores(NamedTuple):
-    judged: Tensor  # (batch,) weighted sum of the parts that are no penalties
-    penalties: Tensor  # (batch,) weighted sum of those that are
-    parts: dict[str, Tensor]  # name -> (batch,) each part before its weight, and what it wants watched
+    judged: Tensor  # (batch,) weighted sum of the parts that are not penalties
+    penalties: Tensor  # (batch,) weighted sum of the penalties
+    parts: dict[str, Tensor]  # name -> (batch,) scores of each part before weighting, and its watched values
 
 
 @torch.no_grad()
 def score_rollout(
     parts: Sequence[Part], prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout
 ) -> RolloutScores:
-    """Every part's scores of a rollout, and their weighted sums."""
+    """Score a rollout with every part, and compute the weighted sums."""
     zero = torch.zeros(len(texts), device=rollout.ended.device)
     sums = {False: zero, True: zero}
     found: dict[str, Tensor] = {}
@@ -71,11 +71,11 @@ def score_rollout(
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A reward model that reads the policy's ids as they are, `batch_size` rows at a time."""
+    """A reward model that reads the policy's ids directly, `batch_size` rows at a time."""
 
     read: Callable[[Rollout], Scored]
     batch_size: int
-    within: Callable[[], AbstractContextManager[Any]] = nullcontext  # in it, the model is the reward model
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext  # context in which the model is the reward model
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Scored:
         index = torch.arange(len(rollout.ended), device=rollout.ended.device)
@@ -87,16 +87,16 @@ class ModelReward:
 
 @dataclass(frozen=True)
 class ReencodedReward:
-    """A reward model with another tokenizer or template than the policy's: the prompt's messages and the decoded
-    answer cross over as text and are encoded anew."""
+    """A reward model whose tokenizer or template differs from the policy's: the prompt's messages and the decoded
+    answer are passed as text and encoded again."""
 
     reward: ModelReward
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
-    max_length: int  # tokens that the reward model has positions for
+    max_length: int  # number of tokens that the reward model has positions for
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Scored:
-        """Raises ModelError for a conversation that the reward model cannot read whole."""
+        """Raises ModelError for a conversation that is too long for the reward model."""
         encoded = [
             encode_sampled(self.tokenizer, prompt.prompt, text, ended)
             for prompt, text, ended in zip(prompts, texts, rollout.ended.tolist(), strict=True)
@@ -104,7 +104,7 @@ class ReencodedReward:
         longest = max(len(prompt) + len(answer) for prompt, answer in encoded)
         if longest > self.max_length:
             raise ModelError(
-                f"a prompt with its answer is {longest} tokens to the reward model, which has positions for "
+                f"a prompt with its answer is {longest} tokens for the reward model, which has positions for "
                 f"{self.max_length}; lower max_prompt_length or sampling.max_new_tokens."
             )
         pad_id = self.tokenizer.pad_token_id
@@ -115,7 +115,7 @@ class ReencodedReward:
 def encode_sampled(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], text: str, ended: bool
 ) -> tuple[list[int], list[int]]:
-    """-> (ids of the prompt, of the answer). Only an answer that ended has its EOS; an empty one is its EOS alone."""
+    """-> (ids of the prompt, ids of the answer). Only a complete answer ends with EOS; an empty one is just EOS."""
     if not text:
         return encode_prompts(tokenizer, [prompt])[0], [tokenizer.eos_token_id]
     prompt_ids, (answer,) = encode_answers(tokenizer, prompt, [text])
@@ -124,41 +124,41 @@ def encode_sampled(
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """Code that scores text: called with (prompts, answers, seed), it returns one number for each answer.
+    """A function that scores text: called with (prompts, answers, seed), it returns one number for each answer.
 
-    The seed comes from the recipe's and from the texts, so that a function which draws gives the same numbers again.
+    The seed is derived from the recipe's seed and the texts, so a function with randomness is reproducible.
     """
 
     function: Callable[[list[Prompt], list[str], int], Any]
-    path: str  # as the recipe names it
+    path: str  # its name in the recipe
     seed: int
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Scored:
-        """Raises ModelError where the function fails or gives something else than finite numbers."""
+        """Raises ModelError if the function fails or does not return finite numbers."""
         digest = hashlib.sha256("\0".join([str(self.seed), *texts]).encode()).digest()
         try:
             given = self.function(list(prompts), list(texts), int.from_bytes(digest[:4]))
         except Exception as error:
             raise ModelError(
-                f"the reward function '{self.path}' raised {raised(error)}; mend it, or let it score every answer."
+                f"the reward function '{self.path}' raised {raised(error)}; fix it so that it scores every answer."
             ) from error
         try:
             scores = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
-                f"the reward function '{self.path}' gave {type(given).__name__} ({str(given)[:SHOWN]}); let it return "
-                "a list with one number for each answer."
+                f"the reward function '{self.path}' returned {type(given).__name__} ({str(given)[:SHOWN]}); return a "
+                "list with one number for each answer."
             ) from error
         if scores.shape != (len(texts),):
             raise ModelError(
-                f"the reward function '{self.path}' gave numbers of shape {tuple(scores.shape)} for {len(texts)} "
-                "answers; let it return one number for each."
+                f"the reward function '{self.path}' returned numbers of shape {tuple(scores.shape)} for {len(texts)} "
+                "answers; return one number for each."
             )
         if not scores.isfinite().all():
             i = int((~scores.isfinite()).nonzero()[0])
             raise ModelError(
-                f"the reward function '{self.path}' gave {scores[i].item()} for the answer {texts[i][:SHOWN]!r}; let "
-                "it return finite numbers."
+                f"the reward function '{self.path}' returned {scores[i].item()} for the answer {texts[i][:SHOWN]!r}; "
+                "return finite numbers."
             )
         return Scored(scores, {})
 
@@ -175,8 +175,8 @@ class LengthPenalty:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Minus the share of an answer's n-grams of tokens that occurred in it before (Welleck et al. 2019, seq-rep-n):
-    distinct / all - 1, and 0 where it has no n-gram. EOS is left out."""
+    """Minus the share of an answer's token n-grams that occurred earlier in it (Welleck et al. 2019, seq-rep-n):
+    distinct / all - 1, or 0 if it has no n-gram. EOS is left out."""
 
     n: int
 

@@ -3,8 +3,8 @@
     python scripts/chat.py quickstart/ppo
     python scripts/chat.py DIRECTORY --prompt "sort these words : pear apple fig"
 
-CHECKPOINT is a name or key in ROOT/store, or a directory in Hugging Face layout. Answers are sampled as in training:
-plainly, at a temperature, from a seed.
+CHECKPOINT is a name or key in ROOT/store, or a directory in Hugging Face layout. Answers are sampled as in training: at
+a temperature, without top-p or penalties, and with a fixed seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/: its evaluate.py would hide a library's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/, whose evaluate.py would shadow a library
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ POLICY_STAGES = ("sft", "select", "ppo")
 
 
 def find_checkpoint(name: str, root: Path) -> Path:
-    """Directory of a checkpoint. Raises StoreError for an unknown name, ModelError for one that cannot answer."""
+    """Find a checkpoint's directory. Raises StoreError for an unknown name, ModelError for one that cannot answer."""
     from checkpoint_store import CheckpointStore
     from policy import ModelError
 
@@ -39,7 +39,7 @@ def find_checkpoint(name: str, root: Path) -> Path:
     key = store.resolve(name)
     if (stage := store.manifest(key).stage) not in POLICY_STAGES:
         raise ModelError(
-            f"{name} was made by the stage {stage} and cannot answer; name one of: {', '.join(POLICY_STAGES)}."
+            f"{name} comes from the stage {stage} and cannot answer; give a checkpoint of: {', '.join(POLICY_STAGES)}."
         )
     return store.path(key)
 
@@ -52,9 +52,9 @@ def answer(
     temperature: float,
     rng: torch.Generator,
 ) -> str:
-    """The model's next message; of a conversation too long for it, the oldest exchanges are left out.
+    """Sample the model's next message. If the conversation is too long, the oldest exchanges are left out.
 
-    Raises ModelError if not even the last message fits.
+    Raises ModelError if even the last message does not fit.
     """
     from policy import ModelError
     from policy.encoding import decode_responses, encode_prompts, pad
@@ -83,7 +83,7 @@ def answer(
 
 
 def chat(options: argparse.Namespace) -> None:
-    """Answer `--prompt`, or what is typed until the end of input."""
+    """Answer `--prompt`, or each line that the user types until the end of input."""
     import torch
 
     from data_schema.records import Message
@@ -107,7 +107,7 @@ def chat(options: argparse.Namespace) -> None:
         print(answer(language_model, [Message("user", options.prompt)], **sampling))
         return
 
-    print(f"{NEW} begins another conversation, {QUIT} ends.")
+    print(f"{NEW} starts a new conversation, {QUIT} exits.")
     conversation: list[Message] = []
     while True:
         try:
@@ -127,7 +127,7 @@ def chat(options: argparse.Namespace) -> None:
                 print(error)
                 continue
             print(f"model> {reply or '(an empty answer)'}")
-            if reply:  # a message without text cannot be part of a conversation
+            if reply:  # a conversation cannot contain an empty message
                 conversation += [question, Message("assistant", reply)]
 
 
@@ -146,13 +146,15 @@ def count(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="chat.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's name or key, or a directory")
-    parser.add_argument("--root", type=Path, default=Path("out"), help="where checkpoints are kept (default: out)")
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
-    parser.add_argument("--temperature", type=positive, default=1.0, help="default: 1, as in training; lower is surer")
-    parser.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="longest answer (default: 64)")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint's name or key, or a directory")
+    parser.add_argument("--root", type=Path, default=Path("out"), help="folder with the store (default: out)")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this prompt and exit")
     parser.add_argument(
-        "--template", default="tokenizer", help="for a model without a chat template of its own, such as chatml"
+        "--temperature", type=positive, default=1.0, help="lower: likelier words (default: 1, as in PPO)"
+    )
+    parser.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="answer's limit (default: 64)")
+    parser.add_argument(
+        "--template", default="tokenizer", help="template's name, such as chatml (default: the tokenizer's own)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,10 @@
-"""Between stages 1 and 2: `python scripts/comparisons.py --config RECIPE` is `triptych comparisons --config RECIPE`."""
+"""After stage 1: `python scripts/comparisons.py --config RECIPE` runs `triptych comparisons --config RECIPE`."""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/: its evaluate.py would hide a library's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/, whose evaluate.py would shadow a library
     from pipeline.__main__ import stage_script
 
     stage_script("comparisons")

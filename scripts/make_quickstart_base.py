@@ -2,10 +2,10 @@
 
     python scripts/make_quickstart_base.py [--steps 6000] [--out assets/quickstart_base]
 
-A 0.9M-parameter Llama with a word-level tokenizer. Its text is declarative ("park dog saw backwards : saw dog park .
-right ."); it holds no instruction and no chat mark. Copying emerges after a few hundred steps, telling right from
-wrong after thousands, so this is done once (about a quarter of an hour on 2 cores) and the weights are committed, as a
-real pipeline starts from a pretrained model. The log of the committed run is beside the weights.
+The model is a 0.9M-parameter Llama with a word-level tokenizer. Its text is declarative ("park dog saw backwards : saw
+dog park . right ."), without instructions or chat marks. It learns to copy within a few hundred steps, but needs
+thousands to distinguish right from wrong. So the script is run once (about 15 minutes on 2 cores) and the weights are
+committed, as a real pipeline starts from a pretrained model. The log of the committed run is next to the weights.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # a bare checkout runs too
+sys.path.insert(0, str(Path(__file__).parent.parent))  # also runs from a checkout without installation
 from data_schema.quickstart.data import FALSE_VERDICT, LINE_FORMS, TRUE_VERDICT, pretraining_line, vocabulary
 from data_schema.quickstart.world import draw_task, right_answer, word_task, wrong_answer
 
 ROW_TOKENS, BATCH_ROWS = 48, 48
 PEAK_LR, CONSTANT_SHARE, FINAL_FRACTION = 2e-3, 0.55, 0.02
-VERDICT_WEIGHT = 3.0  # one token a line decides between right and wrong; unweighted, it is drowned by the copied words
+VERDICT_WEIGHT = 3.0  # one token per line says right or wrong; unweighted, the copied words outweigh it in the loss
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -77,7 +77,7 @@ def rows_of_text(tokenizer: PreTrainedTokenizerFast, rng: random.Random, n_rows:
 
 @torch.no_grad()
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> dict[str, float]:
-    """Exact match of greedy continuations by kind of task, and accuracy of the verdict on right and wrong results."""
+    """Exact match of greedy continuations by kind of task, and accuracy of the verdicts "right" and "wrong"."""
     rng = random.Random(seed)
     ids = tokenizer.get_vocab()
     scores: dict[str, float] = {}
@@ -91,7 +91,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: i
             logits = model(torch.tensor([context + target])).logits[0, len(context) - 1 : -1]
             right += bool((logits.argmax(-1) == torch.tensor(target)).all())
         scores[kind] = right / 30
-    # Whole lines only: a row of the training text may begin within a line, and cannot then be judged.
+    # Whole lines only: a row of the training text may begin within a line, which then cannot be judged.
     verdicts = {True: ids[TRUE_VERDICT], False: ids[FALSE_VERDICT]}
     right, n_lines = 0, 600
     for i in range(n_lines):
@@ -140,7 +140,7 @@ def main() -> None:
             (arguments.out / "pretraining_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
             model.save_pretrained(arguments.out)
             tokenizer.save_pretrained(arguments.out)
-    print(f"{model.num_parameters():,} parameters in {arguments.out}")
+    print(f"saved {model.num_parameters():,} parameters to {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Draw PPO's curves from the metrics.jsonl of one or several runs, side by side, into one SVG or PNG.
+"""Plot PPO's curves from the metrics.jsonl of one or several runs, side by side, into one SVG or PNG.
 
     python scripts/plot_curves.py quickstart/ppo quickstart_no_kl/ppo --out docs/images/quickstart.svg
 
-A run is a checkpoint's name or key in ROOT/store (its record is ROOT/runs/KEY/metrics.jsonl), or a path to a record.
-Needs the `report` extra: pip install "triptych[report]".
+A run is a checkpoint's name or key in ROOT/store (its metrics are in ROOT/runs/KEY/metrics.jsonl), or a path to a
+metrics.jsonl. Needs the `report` extra: pip install "triptych[report]".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/: its evaluate.py would hide a library's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/, whose evaluate.py would shadow a library
 
 from checkpoint_store import CheckpointStore
 from data_schema import DataError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RECORD = "metrics.jsonl"
 WIDTH, HEIGHT = 860, 170  # of all panels together, in pixels: a README is about 900 wide
-GAP = 62  # between panels: room for the next one's axis
+GAP = 62  # pixels between panels: room for the next panel's axis
 COLOURS = [
     "#0072B2",
     "#D55E00",
@@ -35,7 +35,7 @@ COLOURS = [
     "#CC79A7",
     "#E69F00",
     "#56B4E9",
-]  # told apart by colour-blind eyes (Okabe, Ito)
+]  # distinguishable with colour blindness (Okabe, Ito)
 
 # metric: (title of its panel, unit of its axis)
 PANELS = {
@@ -51,42 +51,42 @@ class Curve(NamedTuple):
 
     label: str
     metric: str
-    points: list[tuple[int, float | None]]  # (iteration, value), None where the value was not finite
+    points: list[tuple[int, float | None]]  # (iteration, value); None if the value was not finite
 
 
 def find_record(run: str, root: Path) -> Path:
-    """The metrics.jsonl of a run. Raises StoreError for an unknown name, DataError where the record is gone."""
+    """Find the metrics.jsonl of a run. Raises StoreError for an unknown name, DataError if the file is missing."""
     path = Path(run)
     if path.suffix != ".jsonl":
         path = root / "runs" / CheckpointStore(root / "store").resolve(run) / RECORD
     if not path.is_file():
         raise DataError(
-            f"{run} has no record at {path}; give the path of its {RECORD}, or run its stage again with --force"
+            f"{run} has no metrics at {path}; give the path of its {RECORD}, or run its stage again with --force"
         )
     return path
 
 
 def read_curves(path: Path, label: str, metrics: Sequence[str]) -> list[Curve]:
-    """Curves of `metrics`, in that order. Raises DataError for a metric the record lacks, naming those it has."""
+    """Read the curves of `metrics`, in that order. Raises DataError for a missing metric, naming those in the file."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if not line.endswith("\n"):
-            break  # cut short by a kill
+            break  # a killed run may leave an incomplete last line
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number} is no JSON ({error.msg}); is this a {RECORD}?") from None
+            raise DataError(f"{path}:{number} is not JSON ({error.msg}); give a {RECORD}") from None
     there = dict.fromkeys(name for row in rows for name in row if name not in ("step", "time"))
     if missing := [name for name in metrics if name not in there]:
         raise DataError(
             f"{path} has no {' and no '.join(missing)}; choose with --metrics among: "
-            + (", ".join(there) or "none, it is empty")
+            + (", ".join(there) or "none, the file is empty")
         )
     return [Curve(label, name, [(row["step"], finite(row[name])) for row in rows if name in row]) for name in metrics]
 
 
 def finite(value: Any) -> float | None:
-    """The number, or None for what the record writes as "nan", "inf" and "-inf": a gap in the curve."""
+    """The number, or None, a gap in the curve, for values that are written as "nan", "inf" and "-inf"."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -102,7 +102,7 @@ def draw(
     else:
         colour = colour.legend(None)
     whole_numbers = altair.Axis(tickCount=4, format="d", tickMinStep=1)
-    # A label at the very top of an axis would push its panel's title above the others.
+    # Padding, because a label at the top of an axis would push its panel's title above the others.
     roomy = altair.Scale(zero=False, nice=False, padding=8)
     panels = []
     for metric in metrics:
@@ -134,14 +134,14 @@ def draw(
 
 
 def plot(options: argparse.Namespace) -> None:
-    """Read, draw and write. Raises DataError or StoreError for what the user can mend."""
+    """Read, draw and write. Raises DataError or StoreError for mistakes that the user can fix."""
     labels = options.labels or options.runs
     if len(labels) != len(options.runs) or len(set(labels)) != len(labels):
         raise DataError(
-            f"{len(options.runs)} runs need as many different labels; found {', '.join(labels)}; set --labels"
+            f"{len(options.runs)} runs need as many different labels, found {', '.join(labels)}; set --labels"
         )
     if len(labels) > len(COLOURS):
-        raise DataError(f"{len(labels)} runs are more than there are colours ({len(COLOURS)}); draw fewer at once")
+        raise DataError(f"{len(labels)} runs are too many for {len(COLOURS)} colours; plot fewer at the same time")
     if options.out.suffix not in (".svg", ".png"):
         raise DataError(f"cannot write {options.out}: its name must end in .svg or .png")
     records = [find_record(run, options.root) for run in options.runs]
@@ -151,7 +151,7 @@ def plot(options: argparse.Namespace) -> None:
         import altair  # noqa: F401
         import vl_convert  # noqa: F401
     except ImportError as error:
-        raise DataError(f'drawing needs {error.name}, which is not installed: pip install "triptych[report]"') from None
+        raise DataError(f'plots need {error.name}, which is not installed: pip install "triptych[report]"') from None
     options.out.parent.mkdir(parents=True, exist_ok=True)
     draw(curves, labels, options.metrics, options.x).save(options.out, ppi=192)  # an SVG has no use for ppi
     print(options.out)
@@ -159,18 +159,16 @@ def plot(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="plot_curves.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="checkpoint's name or key, or path to a metrics.jsonl")
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a checkpoint's name or key, or a path to a metrics.jsonl"
+        "--root", type=Path, default=Path("out"), help="folder with checkpoints and runs (default: out)"
     )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write, .svg or .png")
     parser.add_argument(
-        "--root", type=Path, default=Path("out"), help="where checkpoints and runs are kept (default: out)"
+        "--metrics", nargs="+", default=list(PANELS), metavar="NAME", help=f"panels (default: {' '.join(PANELS)})"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, .svg or .png")
-    parser.add_argument(
-        "--metrics", nargs="+", default=list(PANELS), metavar="NAME", help=f"default: {' '.join(PANELS)}"
-    )
-    parser.add_argument("--x", default="PPO iteration", metavar="TEXT", help="what a step is (default: PPO iteration)")
-    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="what to call the runs in the legend")
+    parser.add_argument("--x", default="PPO iteration", metavar="TEXT", help="title of the x axis (%(default)s)")
+    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="names of the runs in the legend")
     options = parser.parse_args(arguments)
 
     from pipeline.__main__ import guarded

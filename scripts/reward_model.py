@@ -1,10 +1,10 @@
-"""Stage 2: `python scripts/reward_model.py --config RECIPE` is `triptych reward-model --config RECIPE`."""
+"""Stage 2: `python scripts/reward_model.py --config RECIPE` runs `triptych reward-model --config RECIPE`."""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/: its evaluate.py would hide a library's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not scripts/, whose evaluate.py would shadow a library
     from pipeline.__main__ import stage_script
 
     stage_script("reward-model")

@@ -1,12 +1,12 @@
-"""T0's training data in one file, with an index of template names, as a file for each template.
+"""Split T0's training data, one file with an index of template names, into one file for each template.
 
     python scripts/t0_by_template.py t0.jsonl.gz t0.index.tsv t0 --hold-out paws_labeled_final amazon_polarity
 
-writes t0/train/TEMPLATE.jsonl, and t0/held_out/TEMPLATE.jsonl for the templates whose names begin with a held-out
-family. The index has a line for each row, in the same order: the template's name, a tab, anything.
+writes t0/train/TEMPLATE.jsonl, and t0/held_out/TEMPLATE.jsonl for templates whose names begin with a held-out family.
+The index has one line for each row, in the same order: the template's name, a tab, anything.
 
-Templates outside those families of which every row has the same answer go to t0/one_answer: a sample from the heads of
-sorted files has many (imdb: all negative), and they teach that answer, whatever is asked. With --longest-answer N,
+Other templates whose rows all have the same answer go to t0/one_answer. A sample from the beginnings of sorted files
+has many of them (imdb: all negative), and they teach that answer whatever the question. With --longest-answer N,
 templates with an answer of more than N characters go to t0/long_answers.
 """
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # a bare checkout runs too
+sys.path.insert(0, str(Path(__file__).parent.parent))  # also runs from a checkout without installation
 
 from data_schema.formats.table import GPT3_END
 
@@ -27,15 +27,15 @@ from data_schema.formats.table import GPT3_END
 def split_by_template(
     data: Path, index: Path, out: Path, held_out: Sequence[str], longest_answer: int | None = None
 ) -> dict[str, int]:
-    """-> rows in each part. Raises ValueError where they do not fit, a family has no row or a row no answer."""
+    """Write the files -> rows in each part. Raises ValueError for a wrong index, an unknown family or a bad row."""
     raw = gzip.decompress(data.read_bytes()) if data.suffix == ".gz" else data.read_bytes()
     rows = raw.decode().rstrip("\n").split("\n")
     names = [line.split("\t")[0] for line in index.read_text(encoding="utf-8").rstrip("\n").split("\n")]
     if len(rows) != len(names):
-        raise ValueError(f"{data} has {len(rows)} rows, but {index} names {len(names)} templates; give the file's own")
+        raise ValueError(f"{data} has {len(rows)} rows, but {index} has {len(names)}; give the index of this file")
     for family in held_out:
         if not any(name.startswith(f"{family}_") for name in names):
-            raise ValueError(f"no template in {index} begins with {family}_; check the name")
+            raise ValueError(f"no template in {index} begins with {family}_; check the name of the family")
     templates: dict[str, list[str]] = {}
     for row, name in zip(rows, names, strict=True):
         templates.setdefault(name, []).append(row)
@@ -54,7 +54,7 @@ def _part(rows: Sequence[str], longest_answer: int | None) -> str:
     try:
         answers = [str(json.loads(row)["completion"]).removesuffix(GPT3_END).strip() for row in rows]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError("each row must be a JSON object with 'prompt' and 'completion', as T0's are") from error
+        raise ValueError("a row is not a JSON object with 'prompt' and 'completion'; give T0's own rows") from error
     if len(rows) > 1 and len(set(answers)) == 1:
         return "one_answer"
     return "train" if longest_answer is None or max(map(len, answers)) <= longest_answer else "long_answers"

@@ -1,1 +1,1 @@
-"""The steps of the paper, a folder each, and what several of them share."""
+"""The steps of the paper, one folder each, and the code that several of them share."""

@@ -1,4 +1,4 @@
-"""How any stage asks a model: the prompts no stage has trained on, the answers it samples, their scores."""
+"""Used by several stages: prompts that no stage was trained on, sampled answers, and their scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stages.settings import SamplingConfig
 
 
 class Unseen(NamedTuple):
-    """Prompts no checkpoint's data holds, with their ids, and how many were left out."""
+    """Prompts that no checkpoint was trained on, with their ids, and the number of prompts left out by reason."""
 
     prompts: list[Prompt]
     ids: list[list[int]]
@@ -33,7 +33,7 @@ class Unseen(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """One batch; texts and scores are in the order of the prompts."""
+    """One batch of answers; texts and scores are in the order of the prompts."""
 
     prompts: Sequence[Prompt]
     rollout: Rollout
@@ -44,7 +44,7 @@ class Answered(NamedTuple):
 def unseen_prompts(
     records: Sequence[Prompt], checkpoints: Iterable[Path], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Unseen:
-    """Those that none of the checkpoints was trained on and that have at most `max_length` tokens."""
+    """The prompts that none of the checkpoints was trained on and that have at most `max_length` tokens."""
     seen = read_seen_prompts(checkpoints)
     fresh = [record for record in records if prompt_hash(record) not in seen]
     encoded = encode_prompts(tokenizer, [record.prompt for record in fresh])
@@ -61,7 +61,7 @@ def sample_answers(
     rng: torch.Generator,
     answers_each: int = 1,
 ) -> Rollout:
-    """Answers to prompts given as ids, drawn by a recipe's settings."""
+    """Sample answers to prompts given as ids, with a recipe's settings."""
     engine: RolloutEngine = load_function(sampling.engine, "sampling.engine") if sampling.engine else collect_rollout
     return engine(
         model,
@@ -85,7 +85,7 @@ def scored_answers(
     sampling: SamplingConfig,
     seed: int,
 ) -> Iterator[Answered]:
-    """One answer to each prompt, a batch at a time; models that are compared sample from the same seed."""
+    """Yield one answer to each prompt, a batch at a time. Give models that are compared the same seed."""
     model, tokenizer = language_model
     model.eval()
     rng = torch.Generator(model.device).manual_seed(seed)

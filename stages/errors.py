@@ -1,8 +1,7 @@
-"""What the user can mend: the command line prints these as one line and exits with 2; anything else keeps its
-traceback."""
+"""Errors that the user can fix. The command line prints them in one line and exits with 2; others show a traceback."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """A recipe or a command line that cannot be run: the message names the key, what is there and the cure."""
+    """A mistake in a recipe or on the command line; the message names the setting, its value and the fix."""

@@ -1,4 +1,4 @@
-"""What a stage is given to work with, and what it gives back."""
+"""The input and the result of a stage, and the data that it counts, splits and remembers."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ SEEN_PROMPTS = "seen_prompts.txt.gz"
 class Job(NamedTuple):
     """One run of one stage."""
 
-    directory: Path  # its run directory: metrics, samples, working state
+    directory: Path  # run directory: metrics, samples, working state
     parents: Mapping[str, Path]  # role -> verified local directory of a checkpoint
     tracker: Tracker
     seed: int
 
     @property
     def output(self) -> Path:
-        """What the runner publishes when the stage returns."""
+        """Directory that the runner publishes when the stage returns."""
         return self.directory / "output"
 
 
 class StageResult(NamedTuple):
-    """A stage's own account of itself; it goes into the manifest."""
+    """A stage's results, for the manifest."""
 
     metrics: dict[str, Any]
-    data: dict[str, dict[str, Any]]  # role -> what was read and what was dropped, by reason
+    data: dict[str, dict[str, Any]]  # role -> records read, and records dropped by reason
 
 
 def data_account(records: Records[Any], **dropped: int) -> dict[str, Any]:
-    """How many records of a source are used, and how many were dropped for what."""
+    """Numbers of records used, and of records dropped by reason, for the manifest."""
     counts = dict(records.dropped)
     for reason, count in dropped.items():
         if count:
@@ -48,7 +48,7 @@ def data_account(records: Records[Any], **dropped: int) -> dict[str, Any]:
 
 
 def keep_back(records: Records[R], share: float, seed: int) -> tuple[Records[R], Records[R]]:
-    """(for training, for measuring): no prompt and no group is in both; a share of 0 keeps nothing back."""
+    """-> (training records, held-out records); no prompt or group is in both. A share of 0 holds nothing out."""
     if share == 0:
         return records, records.select([])
     parts = split(records, {"train": 1 - share, "held_out": share}, seed)
@@ -56,8 +56,8 @@ def keep_back(records: Records[R], share: float, seed: int) -> tuple[Records[R],
 
 
 def write_seen_prompts(directory: Path, records: Sequence[Record], before: Iterable[str] = ()) -> None:
-    """Leave in a checkpoint the hashes of the prompts it was trained on, so that an evaluation can refuse them;
-    `before` are hashes that it has already."""
+    """Write into a checkpoint the hashes of the prompts it was trained on, so that an evaluation can leave them out;
+    `before` are further hashes to include."""
     directory.mkdir(parents=True, exist_ok=True)
     hashes = sorted({prompt_hash(record) for record in records} | set(before))
     with gzip.GzipFile(directory / SEEN_PROMPTS, "wb", mtime=0) as file:
@@ -65,7 +65,7 @@ def write_seen_prompts(directory: Path, records: Sequence[Record], before: Itera
 
 
 def read_seen_prompts(checkpoints: Iterable[Path]) -> set[str]:
-    """The hashes left in these checkpoints; one that is not ours has none."""
+    """The hashes written into these checkpoints; a checkpoint from elsewhere has none."""
     seen: set[str] = set()
     for checkpoint in checkpoints:
         file = checkpoint / SEEN_PROMPTS

@@ -1,4 +1,4 @@
-"""Code that a recipe names as "module:function"; labelers and judges are called with (meta, response, finished)."""
+"""Loads functions that a recipe names as "module:function"; labelers and judges get (meta, response, finished)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from policy.errors import raised
 from stages.errors import ConfigError
 
-SHOWN = 60  # characters of an answer in an error
-# meta of the prompt, text of the response, whether it ended by itself -> "gold" and any parts of it
+SHOWN = 60  # characters of an answer shown in an error
+# (meta of the prompt, text of the response, whether it ended with EOS) -> "gold" and any further scores
 Judge = Callable[[Mapping[str, Any], str, bool], dict[str, float]]
 
 
 def load_judge(path: str, key: str) -> Judge:
-    """The judge behind "module:function"; errors as `load_function`. Called on an answer that it cannot judge it raises
-    ConfigError, too."""
+    """Load the judge named "module:function"; errors as `load_function`. The returned function raises ConfigError if
+    the judge fails on an answer."""
     function = load_function(path, key)
 
     @wraps(function)
@@ -26,8 +26,8 @@ def load_judge(path: str, key: str) -> Judge:
             grades: dict[str, float] = function(meta, response, finished)
         except Exception as error:
             raise ConfigError(
-                f"{key}: '{path}' raised {raised(error)} on the answer {response[:SHOWN]!r}; name prompts whose "
-                "columns it knows, or let it judge every answer"
+                f"{key}: '{path}' raised {raised(error)} on the answer {response[:SHOWN]!r}; give prompts with the "
+                "columns it needs, or let it handle every answer"
             ) from error
         return grades
 
@@ -35,14 +35,14 @@ def load_judge(path: str, key: str) -> Judge:
 
 
 def gold_score(grades: Any, path: str) -> float:
-    """What orders answers. Raises ConfigError where the judge `path` gave none."""
+    """The score that ranks answers. Raises ConfigError if the judge `path` returned none."""
     if not isinstance(grades, Mapping) or "gold" not in grades:
-        raise ConfigError(f"'{path}' gave {str(grades)[:SHOWN]} and no 'gold', which orders answers; let it give one")
+        raise ConfigError(f"'{path}' returned {str(grades)[:SHOWN]}, which has no 'gold' to rank answers by; add it")
     return float(grades["gold"])
 
 
 def load_function(path: str, key: str) -> Callable[..., Any]:
-    """The function behind "module:function". Raises ConfigError naming the recipe's key."""
+    """Load the function named "module:function". Raises ConfigError, which names the recipe's setting `key`."""
     module_name, separator, function_name = path.partition(":")
     if not (module_name and separator):
         raise ConfigError(f"{key} is '{path}'; it must be 'module:function'")
@@ -51,6 +51,6 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}: cannot find '{path}' ({error}); the module must be importable from here") from error
     if not callable(found):
-        raise ConfigError(f"{key}: '{path}' is no function")
+        raise ConfigError(f"{key}: '{path}' is not a function; name one")
     function: Callable[..., Any] = found
     return function

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule from a recipe's settings, the same way for every stage."""
+"""Optimiser and learning-rate schedule from a recipe's settings, for all stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.settings import OptimizerConfig
 def make_optimizer(
     parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, total_steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW over the parameters that train; the schedule's steps are whatever the caller steps it by."""
+    """AdamW over the trainable parameters, and its schedule, whose steps are those the caller makes."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained,
@@ -22,7 +22,7 @@ def make_optimizer(
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=True,  # one pass over a weight and its moments, on a CPU too
+        fused=True,  # one pass over each weight and its moments, also on a CPU
     )
 
     def multiplier(step: int) -> float:

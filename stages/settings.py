@@ -19,16 +19,17 @@ JudgePath = str  # "module:function" taking (meta, response, finished) and retur
 
 
 def check_bounds(config: Any, **bounds: tuple[float, float]) -> None:
-    """Refuse numbers outside their closed bounds; None passes (a setting that is off)."""
+    """Raise ConfigError for a number outside its bounds (inclusive; POSITIVE excludes 0). None means off and passes."""
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
-            span = f"at least {low:g}" if high == INFINITY else f"between {low:g} and {high:g}"
+            least = "greater than 0" if low == POSITIVE[0] else f"at least {low:g}"
+            span = least if high == INFINITY else f"between {low:g} and {high:g}"
             raise ConfigError(f"{config.section}.{name} is {value:g}; it must be {span}")
 
 
 def source_lists(config: Any) -> dict[str, list[Source]]:
-    """Setting -> its sources, for every setting of a stage's config that names some; {} for None."""
+    """Setting name -> its sources, for each setting of a stage's config that lists any; {} if the config is None."""
     return {
         name: value
         for name, value in (vars(config) if config else {}).items()
@@ -38,15 +39,15 @@ def source_lists(config: Any) -> dict[str, list[Source]]:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters in place of training every weight (Hu et al. 2021). What is published has them merged."""
+    """Train low-rank adapters instead of all weights (Hu et al. 2021); published checkpoints have them merged."""
 
     section = "lora"
     rank: int = 16
-    """Rank of each update."""
+    """Rank of each adapter's weight update."""
     alpha: float = 32.0
-    """Scale: an update counts alpha / rank."""
+    """Scale: each update is multiplied by alpha / rank."""
     targets: str = "all-linear"
-    """Layers that get one: "all-linear", or a comma-separated list of module names such as q_proj,v_proj."""
+    """Layers that get an adapter: "all-linear", or comma-separated module names such as q_proj,v_proj."""
 
     def __post_init__(self) -> None:
         check_bounds(self, rank=COUNT, alpha=POSITIVE)
@@ -54,21 +55,25 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a warm-up and a decay; defaults as InstructGPT where it says (C.1-C.4)."""
+    """AdamW with warm-up and decay of the learning rate; defaults from InstructGPT where given (C.1-C.4)."""
 
     section = "optimizer"
     learning_rate: float = 1e-5
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    """cosine: to final_fraction of the peak; linear: to zero."""
+    """Decay after warm-up. cosine: to final_fraction of the peak; linear: to zero; constant: none."""
     final_fraction: float = 0.1
-    """Where cosine ends, as a fraction of the peak."""
+    """Learning rate at the end of a cosine schedule, as a fraction of the peak."""
     warmup_steps: int = 0
-    """Linear warm-up from a tenth of the peak."""
+    """Steps of linear warm-up, starting at a tenth of the peak; 0: no warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates of the first and second moment."""
     eps: float = 1e-8
+    """Adam's epsilon, added to the root of the second moment."""
     weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; 0: none."""
     max_grad_norm: float = 1.0
+    """Clip the gradient's global norm to this value."""
 
     def __post_init__(self) -> None:
         check_bounds(self, learning_rate=POSITIVE, final_fraction=SHARE, warmup_steps=NOT_NEGATIVE, eps=POSITIVE)
@@ -77,15 +82,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How responses are drawn: plain sampling, no top-k, no top-p, as PPO's maths needs."""
+    """How answers are sampled: from the full softmax, without top-k or top-p, as PPO's maths requires."""
 
     section = "sampling"
     max_new_tokens: int = 64
+    """Cut off answers after this many tokens."""
     temperature: float = 1.0
+    """Divide logits by this before sampling."""
     batch_size: int = 64
-    """Responses drawn at once."""
+    """Answers sampled or scored in one forward pass. Affects memory and speed."""
     engine: str | None = None
-    """What draws them, "module:function" as in policy/sampling/engines.py:RolloutEngine; null: our own loop."""
+    """Sampler to use, as "module:function" (policy/sampling/engines.py:RolloutEngine); null: the built-in loop."""
 
     def __post_init__(self) -> None:
         check_bounds(self, max_new_tokens=COUNT, temperature=POSITIVE, batch_size=COUNT)
@@ -93,18 +100,19 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where curves are looked at. The record itself is always metrics.jsonl in a stage's run directory."""
+    """Weights & Biases logging. Metrics are always written to metrics.jsonl in a stage's run directory as well."""
 
     section = "tracking"
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with an account, else offline."""
+    """W&B mode; auto: online if you are logged in, else offline."""
     project: str = "triptych"
+    """W&B project name."""
     group: str | None = None
-    """W&B's group of the stages' runs; null: the recipe's name."""
+    """W&B group of all the recipe's runs; null: the recipe's name."""
 
 
 def plain(config: Any) -> Any:
-    """A config as JSON-ready values."""
+    """Return a config as JSON-ready values."""
     if is_dataclass(config) and not isinstance(config, type):
         return {name: plain(value) for name, value in asdict(config).items()}
     if isinstance(config, Mapping):

@@ -1,7 +1,7 @@
-"""Curves of one stage run: metrics.jsonl is the record, wandb is the window on it.
+"""Logs the metrics of one stage run to metrics.jsonl and, as a copy, to Weights & Biases (wandb).
 
-Every line of the record is flushed, so it survives a kill; wandb offline keeps only whole blocks of 32 KiB, so after a
-crash what it lost is replayed from the record. Nothing that goes wrong in wandb stops a stage.
+Every line of metrics.jsonl is flushed, so it survives a kill. wandb offline writes only whole blocks of 32 KiB, so what
+it loses in a crash is sent again from metrics.jsonl. No failure of wandb stops a stage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WandbMode = Literal["auto", "offline", "online", "disabled"]
 
 RECORD = "metrics.jsonl"
-TABLES = "tables.json"  # the tables of this run: [[key, columns], ...]
+TABLES = "tables.json"  # lists the tables of the run: [[key, columns], ...]
 INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # how long a stage waits for an unreachable wandb server
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no numbers for these
 
@@ -33,11 +33,11 @@ log = logging.getLogger("triptych.tracking")
 
 
 class Tracker:
-    """Use as a context manager: an exception inside closes the wandb run as failed.
+    """Writes metrics and tables. Use it as a context manager: an exception closes the wandb run as failed.
 
-    `resume_step` is the last step whose state was saved. Later records are dropped, since those steps are about to be
-    done again, and the rest is replayed to wandb. None starts afresh: what `run_dir` holds of an earlier try is moved
-    to its folder before-1 (2, ...). In a program of many processes only the first makes a Tracker.
+    `resume_step` is the last step whose state was saved. Later lines are dropped, since their steps will be repeated,
+    and the rest is sent to wandb again. None starts a new run: files of an earlier one in `run_dir` are moved to its
+    folder before-1 (2, ...). In a program of several processes only the first makes a Tracker.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Tracker:
         if resumed:
             assert resume_step is not None
             self._drop_after(resume_step)
-            # its replayed copy holds everything; sent to a server together, the two would be mixed
+            # the new offline run has everything again; syncing the old one too would mix the two
             _move_aside(run_dir, [f"wandb/{path.name}" for path in run_dir.glob("wandb/offline-run-*")])
         else:
             tables = [f"{key}.jsonl" for key, _ in _read_json(run_dir / TABLES, default=[])]
@@ -80,9 +80,9 @@ class Tracker:
             self._replay()
 
     def log(self, metrics: Mapping[str, float | int], step: int) -> None:
-        """Record `metrics` at `step`. Several calls may share a step; wandb ignores a step lower than its last."""
+        """Log `metrics` at `step`. Several calls may share a step; wandb ignores a step lower than its last one."""
         if clash := {"step", "time"} & metrics.keys():
-            raise ValueError(f"a metric cannot be named {clash.pop()!r}: every record has a field of that name")
+            raise ValueError(f"a metric cannot be named {clash.pop()!r}: every line of metrics.jsonl has that field")
         numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
         line = {
             "step": step,
@@ -94,9 +94,9 @@ class Tracker:
         self._forward(numbers, step)
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """Append `rows` to KEY.jsonl (one object a row, with its step) and show them as a table in wandb."""
+        """Append `rows` to KEY.jsonl (one object per row, with its step) and log them as a table in wandb."""
         if "step" in columns:
-            raise ValueError("a column cannot be named 'step': every row has a field of that name")
+            raise ValueError("a column cannot be named 'step': every row has that field")
         path = self.run_dir / f"{key}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._tables.get(key) != list(columns):
@@ -109,19 +109,19 @@ class Tracker:
         self._forward_table(key, columns, rows, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Final values, for wandb's table of runs (the record of them is the checkpoint's manifest)."""
+        """Set final values in wandb's table of runs. They are also in the checkpoint's manifest."""
         if self._run is not None:
-            with _Guard(self, "could not take the summary"):
+            with _Guard(self, "could not save the summary"):
                 self._run.summary.update(dict(values))
 
     def close(self, exit_code: int = 0) -> None:
-        """End the run; a second call does nothing."""
+        """End the run. Further calls have no effect."""
         if self._record.closed:
             return
         self._record.close()
         if self._run is not None:
             run, self._run = self._run, None
-            with _Guard(self, f"did not finish; `wandb sync` on {self.run_dir / 'wandb'} sends what is missing"):
+            with _Guard(self, f"did not finish; run `wandb sync` on {self.run_dir / 'wandb'} to send the rest"):
                 run.finish(exit_code=exit_code)
         if self._data_dir_before is None:
             os.environ.pop("WANDB_DATA_DIR", None)
@@ -136,9 +136,9 @@ class Tracker:
             self.close(0 if error is None else 1)
 
     def _start(self, identity: dict[str, str], config: dict[str, Any], mode: str, resumed: bool) -> None:
-        # tables wait here for `wandb sync`; by default they pile up in the user's home
+        # tables for `wandb sync` are stored here, not in the user's home as by default
         os.environ.setdefault("WANDB_DATA_DIR", str(self.run_dir.absolute() / "wandb"))
-        with _Guard(self, "cannot start; metrics go to metrics.jsonl alone"):
+        with _Guard(self, "cannot start; metrics go only to metrics.jsonl"):
             import wandb
 
             settings = wandb.Settings(
@@ -150,7 +150,7 @@ class Tracker:
                 finish_timeout_raises=True,
             )
             wandb.setup(settings)
-            # without `resume` a server run of the same id is overwritten, which is what starting afresh means
+            # without `resume` a run of the same id on the server is overwritten, as a new run should
             options: dict[str, Any] = {
                 **identity,
                 "dir": str(self.run_dir),
@@ -164,12 +164,14 @@ class Tracker:
                 self._run = wandb.init(**options)
             except Exception as error:
                 if mode == "online":
-                    log.warning("wandb: no run online (%s); staying offline, `wandb sync` sends it later", _line(error))
-                wandb.teardown()  # the failed start, or a try that never finished in this process, holds the run's id
+                    log.warning(
+                        "wandb: cannot go online (%s); staying offline, sync later with `wandb sync`", _line(error)
+                    )
+                wandb.teardown()  # a failed start, or a run not finished in this process, would keep the run's id
                 self._run = wandb.init(**{**options, "mode": "offline"})
 
     def _replay(self) -> None:
-        """Send the whole record again, in order of steps. A server that has a step already ignores it."""
+        """Send all logged metrics and tables again, in order of steps. A server ignores steps that it already has."""
         tables: dict[int, list[tuple[str, list[list[Any]]]]] = {}
         for key, columns in self._tables.items():
             by_step: dict[int, list[list[Any]]] = {}
@@ -188,12 +190,12 @@ class Tracker:
 
     def _forward(self, numbers: Mapping[str, float | int], step: int) -> None:
         if self._run is not None:
-            with _Guard(self, "failed; metrics go to metrics.jsonl alone"):
+            with _Guard(self, "failed; metrics go only to metrics.jsonl"):
                 self._run.log(dict(numbers), step=step)
 
     def _forward_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         if self._run is not None:
-            with _Guard(self, "failed; metrics go to metrics.jsonl alone"):
+            with _Guard(self, "failed; metrics go only to metrics.jsonl"):
                 import wandb
 
                 table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
@@ -207,7 +209,7 @@ class Tracker:
 
 
 class _Guard:
-    """Turns any failure of wandb into one warning, after which the tracker goes on without wandb."""
+    """Turns any failure of wandb into one warning; the tracker then continues without wandb."""
 
     def __init__(self, tracker: Tracker, problem: str):
         self.tracker, self.problem = tracker, problem
@@ -223,7 +225,7 @@ class _Guard:
 
 
 def resolve_mode(wandb_mode: WandbMode) -> str:
-    """online, offline or disabled. The environment's WANDB_MODE wins; "auto" is online only with an account at hand."""
+    """-> online, offline or disabled. WANDB_MODE takes precedence; "auto" is online only if a login is found."""
     mode = os.environ.get("WANDB_MODE") or wandb_mode
     if mode == "auto":
         return "online" if os.environ.get("WANDB_API_KEY") or _netrc_login() else "offline"
@@ -247,7 +249,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file. A line that a kill cut short can only be the last, and is left out."""
+    """Yield the objects of a JSONL file, without an incomplete last line (the process was killed while writing)."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""What the two stages on Hugging Face's Trainer share: its arguments from a recipe, and its log as our record."""
+"""Shared by the two stages on Hugging Face's Trainer: its arguments from a recipe, and its log in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from stages.tracking import Tracker
 
 
 def split_batch(section: str, batch: int, micro_batch: int) -> tuple[int, int]:
-    """(rows per forward pass, passes per optimiser step). Raises ConfigError where one does not divide the other."""
+    """-> (rows per forward pass, passes per optimiser step). Raises ConfigError if the batch is not divisible."""
     micro_batch = micro_batch or batch
     if batch % micro_batch:
         raise ConfigError(
-            f"{section}: a batch of {batch} is no multiple of the micro-batch of {micro_batch}; change one of them"
+            f"{section}: a batch of {batch} is not a multiple of the micro-batch of {micro_batch}; change one of them"
         )
     return micro_batch, batch // micro_batch
 
 
 def count_steps(section: str, n_rows: int, batch: float, epochs: float) -> int:
-    """Optimiser steps in all. Raises ConfigError where the data do not fill one batch."""
+    """Total number of optimiser steps. Raises ConfigError if the data do not fill one batch."""
     if n_rows < batch:
         raise ConfigError(
             f"{section}: {n_rows} rows within max_length are fewer than one batch of {batch:g}; "
@@ -48,12 +48,12 @@ def trainer_arguments(
         "max_grad_norm": max_grad_norm,
         "logging_steps": max(1, steps // 100),
         "logging_first_step": True,
-        "save_strategy": "no",  # a stage publishes once, at its end
-        "report_to": "none",  # the Tracker reports
+        "save_strategy": "no",  # a stage publishes once, at the end
+        "report_to": "none",  # the Tracker reports instead
         "seed": seed,
         "data_seed": seed,
         "use_cpu": device.type == "cpu",
-        # None would mean bf16 autocast, on a CPU too, and scores would come back in steps of a hundredth.
+        # The default None would mean bf16 autocast, even on a CPU, and scores would be rounded to about 0.01.
         "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "dataloader_pin_memory": device.type == "cuda",
         "disable_tqdm": False,
@@ -62,9 +62,9 @@ def trainer_arguments(
 
 
 class SortedWithinBatches(Sampler[int]):
-    """Random batches, a new draw each epoch, the rows of each in order of length.
+    """Samples random batches, new ones each epoch, and sorts the rows of each by length.
 
-    So the micro-batches of one optimiser step hold rows of like length: less padding, and the same gradient.
+    The micro-batches of an optimiser step then have rows of similar length: less padding, same gradient.
     """
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
@@ -81,7 +81,7 @@ class SortedWithinBatches(Sampler[int]):
 
 
 class RecordCallback(ProgressCallback):
-    """The progress bar, with the log going to the stage's record instead of over the bar."""
+    """Shows the progress bar and logs to metrics.jsonl instead of printing over the bar."""
 
     KEPT = (
         "loss",

@@ -56,7 +56,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("bad", "parts"),
     [
-        (without(GOOD, "completion"), ["rows.jsonl:2", "'completion' is missing", "mend or delete the row"]),
+        (without(GOOD, "completion"), ["rows.jsonl:2", "'completion' is missing", "fix or delete the row"]),
         ({**GOOD, "completion": ""}, ["rows.jsonl:2", "'completion'", "empty"]),
         ({**GOOD, "completion": 7}, ["rows.jsonl:2", "'completion'", "7"]),
     ],
@@ -73,7 +73,7 @@ def test_a_bad_demonstration_is_named_by_file_row_and_field(
 @pytest.mark.parametrize(
     ("bad", "parts"),
     [
-        ({**PAIR, "rejected": PAIR["chosen"]}, ["rows.jsonl:2", "same", "mend or delete the row"]),
+        ({**PAIR, "rejected": PAIR["chosen"]}, ["rows.jsonl:2", "same", "fix or delete the row"]),
         (without(PAIR, "rejected"), ["rows.jsonl:2", "'rejected'"]),
         ({**PAIR, "chosen": " "}, ["rows.jsonl:2", "'chosen'"]),
     ],
@@ -92,7 +92,7 @@ def test_a_bad_comparison_is_named_by_file_row_and_field(
     [
         (["--ppo.kl_coeff=0.1"], ["'ppo' has no setting 'kl_coeff'", "Did you mean 'kl_coef'?"]),
         (["--ppo.gamma=2"], ["ppo.gamma is 2", "between 0 and 1"]),
-        (["--ppo.iterations=many"], ["ppo.iterations is many", "int"]),
+        (["--ppo.iterations=many"], ["ppo.iterations is many", "a whole number"]),
         (["--only", "pppo"], ["no stage 'pppo'", "sft, comparisons, reward_model, ppo, evaluate"]),
         (["--from", "reword-model"], ["no stage 'reword-model'", "reward_model"]),
         (["--sft.data", "nowhere.jsonl"], ["nowhere.jsonl"]),
@@ -145,8 +145,8 @@ def test_a_stage_that_cannot_work_says_so_and_publishes_nothing(
 
 def test_a_recipe_that_is_not_there_suggests_a_near_one(chain: Chain, tmp_path: Path, complaint: Any) -> None:
     assert f"did you mean {chain.path}?" in complaint(tmp_path, "run", str(chain.path.with_name("smal.yaml")))
-    assert "name a recipe" in complaint(tmp_path, "run")
-    assert "name a recipe" in complaint(tmp_path, "ppo")
+    assert "no recipe is given" in complaint(tmp_path, "run")
+    assert "no recipe is given" in complaint(tmp_path, "ppo")
 
 
 def test_a_tokenizer_that_pads_with_its_eos_is_refused_before_training(

@@ -117,7 +117,7 @@ def test_demonstrations_that_all_say_the_same_are_told_before_training(
     load_demonstrations(replace(config, data=[Source(str(reviews)), Source(str(sums))]), job(tmp_path))
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == 1
-    assert 'sft: 1 of 2 tasks (9 of 18 rows) have one answer in all of their rows, such as "bad" in reviews' in told[0]
+    assert 'sft: 1 of 2 tasks (9 of 18 rows) have the same answer in all rows, such as "bad" in reviews' in told[0]
 
 
 def test_a_recipe_says_it_all_in_yaml(small_base: Path, tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -25,6 +28,9 @@ assert DOCS, "docs/ holds no page"
 REFERENCE = re.compile(r"`([\w./-]+\.py):([A-Za-z_][\w.]*)`")
 LINK = re.compile(r"\]\(([^()\s]+)\)|<(?:img|a|source)\s[^>]*?(?:src|srcset|href)=\"([^\"]+)\"")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
+SETTING = re.compile(
+    r"`((?:sft|comparisons|reward_model|select|ppo|evaluate|tracking|optimizer|lora)\.[a-z_.]+)(?<!\.py)`"
+)
 METRIC = re.compile(r"`((?:sft|reward_model|objective|reward|policy|value|monitor|evaluate)/[\w/]+)`")
 
 
@@ -107,3 +113,65 @@ def test_every_metric_that_a_stage_records_is_explained_and_no_other(chain: Chai
     recorded = {name for line in lines for name in line} - {"step", "time"}
     assert not {name for name in recorded if not any(pattern.fullmatch(name) for pattern in patterns.values())}
     assert not {name for name, pattern in patterns.items() if not any(map(pattern.fullmatch, recorded))}
+
+
+def missing_setting(dotted: str) -> bool:
+    kind: Any = Recipe
+    for name in (f"sft.{dotted}" if dotted.startswith(("optimizer.", "lora.")) else dotted).split("."):
+        hints = get_type_hints(kind) if is_dataclass(kind) else {}
+        if name not in hints:
+            return True
+        inner = get_args(hints[name])
+        kind = next(
+            filter(is_dataclass, (hints[name], *inner, *(part for each in inner for part in get_args(each)))), None
+        )
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_a_page_names_with_its_section_is_there(page: Path) -> None:
+    assert not [name for name in SETTING.findall(page.read_text(encoding="utf-8")) if missing_setting(name)]
+
+
+@pytest.mark.parametrize(
+    "dotted", ["ppo.gae", "sft.optimizer.lr", "lora.dropout", "ppo.rewards.nothing", "sft.epochs.x"]
+)
+def test_a_setting_that_is_not_there_is_found(dotted: str) -> None:
+    assert missing_setting(dotted)
+    assert not missing_setting("ppo.rewards.length_penalty") and not missing_setting("lora.rank")
+
+
+@pytest.mark.parametrize("heading", ["SFT and reward model", "`TrainingArguments`"])
+def test_the_names_that_come_from_trl_are_trl_s(heading: str) -> None:
+    """Of PPO's there is no class left to look at: TRL removed it after 1.12."""
+    from trl import RewardConfig, SFTConfig
+
+    known = {field.name for config in (SFTConfig, RewardConfig) for field in fields(config)}
+    known |= {"model", "peft_config", "eval_dataset", "margin"}  # the trainers' own arguments, and a column
+    section = (ROOT / "docs" / "coming_from_trl.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    cells = re.findall(r"^\| (.*?`.+?) \|", section.split("\n## ")[0], re.M)
+    names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert len(names) > 10
+    assert not [name for name in names if name not in known]
+
+
+@pytest.mark.parametrize("name", ["python_api.md", "using_the_model.md"])
+def test_the_python_examples_of_a_page_run_in_order(
+    name: str, copy_of_chain: Path, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert 'ROOT = "out"' in text and 'NAME = "quickstart"' in text
+    text = text.replace('ROOT = "out"', f"ROOT = {str(copy_of_chain)!r}")
+    text = text.replace('NAME = "quickstart"', 'NAME = "small"')
+    text = text.replace('RECIPE = "recipes/quickstart.yaml"', f"RECIPE = {str(chain.path)!r}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    examples = [code for kind, code in FENCE.findall(text) if kind == "python"]
+    assert len(examples) > 4
+    names: dict[str, Any] = {}
+    for number, code in enumerate(examples):
+        if module := re.match(r"# (\w+)\.py\n", code):  # a file that a later example imports
+            (tmp_path / f"{module[1]}.py").write_text(code)
+            monkeypatch.delitem(sys.modules, module[1], raising=False)
+        else:
+            exec(compile(code, f"{name}, example {number}", "exec"), names)

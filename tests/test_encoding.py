@@ -117,7 +117,7 @@ def test_a_template_that_rewrites_the_prompt_once_the_answer_is_known_is_refused
 
 
 def test_the_tokenizers_own_template_has_to_be_there() -> None:
-    with pytest.raises(ModelError, match=r"has none of its own; name one"):
+    with pytest.raises(ModelError, match=r"has no template of its own; name one"):
         set_template(byte_tokenizer(), "tokenizer")
 
 

@@ -127,11 +127,11 @@ GOOD = (
     "{{ 'U>' + m['content'] }}{% endif %}{% endfor %}" + OPENING
 )
 BAD = {
-    "no opening": (GOOD.removesuffix(OPENING), r"'.*bad\.jinja' makes \['A>Here\.', 'A>Now\.'\] of the answers"),
-    "no end": (GOOD.replace(" + eos_token", ""), "changes a prompt's text once the answer is known: let it write"),
-    "counts turns": ("{{ messages | length }}" + GOOD, "changes a prompt's text once the answer is known: let it"),
-    "no answer": (GOOD.replace("m['content'] + eos", "eos"), "of the answers"),
-    "no Jinja": ("{% for", "is no Jinja chat template that works: "),
+    "no opening": (GOOD.removesuffix(OPENING), r"'.*bad\.jinja' alters .* answers .* became 'A>Here\. A>Now\.'"),
+    "no end": (GOOD.replace(" + eos_token", ""), "changes a prompt's text when the answer is added: under add_g"),
+    "counts turns": ("{{ messages | length }}" + GOOD, "changes a prompt's text when the answer is added: under"),
+    "no answer": (GOOD.replace("m['content'] + eos", "eos"), "the answers 'Here. Now.' became"),
+    "no Jinja": ("{% for", "is not a working Jinja chat template: "),
 }
 
 

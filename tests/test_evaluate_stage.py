@@ -44,11 +44,11 @@ def test_prompts_seen_in_training_are_left_out_and_counted(
     assert account["dropped"]["trained on"] == len(trained_on)  # PPO's own first prompts, each text counted once
     assert account["used"] == 10
     assert not trained_on & {row["prompt"] for row in samples(tmp_path / "output")}
-    assert "were trained on and are left out" in caplog.text
+    assert "prompts that were trained on" in caplog.text
 
 
 def test_with_nothing_but_training_prompts_there_is_no_evaluation(chain: Chain, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"0 of \d+ prompts are left \(\d+ were trained on.*no stage uses"):
+    with pytest.raises(ConfigError, match=r"0 of \d+ prompts are left \(\d+ were trained on.*no other stage uses"):
         evaluation(chain, tmp_path, prompts=[Source(f"{WORLD}:prompts", limit=30)])
 
 

@@ -338,11 +338,11 @@ def test_prompts_that_a_model_was_trained_on_are_left_out(
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--models", "nowhere/model", "--tasks", "TASKS"], ["'nowhere/model' is no directory", "no checkpoint"]),
+        (["--models", "nowhere/model", "--tasks", "TASKS"], ["'nowhere/model' is not a directory", "no checkpoint"]),
         (["--models", "BASE", "a=BASE", "a=BASE", "--tasks", "TASKS"], ["two are called a", "NAME=MODEL"]),
         (["--models", "BASE", "--tasks", "TASKS", "--shots", "-1"], ["--shots is -1", "at least 0"]),
-        (["--models", "BASE", "--tasks", "TASKS", "--max-length", "2"], ["no row is left", "too long"]),
-        (["--models", "BASE", "--tasks", "TASKS", "--json", "no/such/r.json"], ["no folder no/such"]),
+        (["--models", "BASE", "--tasks", "TASKS", "--max-length", "2"], ["no row is left", "too long: "]),
+        (["--models", "BASE", "--tasks", "TASKS", "--json", "no/such/r.json"], ["no folder no/such; create it"]),
         (["--models", "BASE", "--tasks", "missing.jsonl"], ["missing.jsonl"]),
     ],
 )

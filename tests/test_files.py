@@ -121,19 +121,19 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "item is a number": ("f.json", b'[{"a": 1}, 5]', r"f.json:2: a row must be a JSON object, found a number"),
     "array cut off": ("f.json", b'[{"a": 1},\n{"a"', r"f.json:2: broken JSON array \(.*line 2\)"),
     "comma missing": ("f.json", b'[{"a": 1} {"a": 2}]', "f.json:1: broken JSON array .neither"),
-    "too many cells": ("f.csv", b"a,b\n1,2\n1,2,3\n", r"f.csv:2: 3 cells where the header has 2 \(a, b\)"),
-    "too few cells": ("f.tsv", b"a\tb\n1\n", r"f.tsv:1: 1 cells where the header has 2"),
-    "not gzip": ("f.jsonl.gz", b'{"a": 1}', "f.jsonl.gz: not a whole gzip file"),
-    "gzip cut off": ("f.jsonl.gz", gzip.compress(jsonl(ROWS))[:-12], "f.jsonl.gz: not a whole gzip file"),
-    "not Parquet": ("f.parquet", b"PAR1 oh no", "f.parquet: cannot be read as Parquet"),
+    "too many cells": ("f.csv", b"a,b\n1,2\n1,2,3\n", r"f.csv:2: 3 cells, but the header has 2 \(a, b\)"),
+    "too few cells": ("f.tsv", b"a\tb\n1\n", r"f.tsv:1: 1 cells, but the header has 2"),
+    "not gzip": ("f.jsonl.gz", b'{"a": 1}', "f.jsonl.gz: broken gzip file"),
+    "gzip cut off": ("f.jsonl.gz", gzip.compress(jsonl(ROWS))[:-12], "f.jsonl.gz: broken gzip file"),
+    "not Parquet": ("f.parquet", b"PAR1 oh no", "f.parquet: broken Parquet file"),
     "not a zip": ("f.zip", b"PK", "f.zip: cannot be unpacked .*unpack it by hand"),
-    "no text in a zip": ("f.zip", zipped({"a/b.csv": b"x"}), "f.zip: holds no .txt file; unpack it"),
+    "no text in a zip": ("f.zip", zipped({"a/b.csv": b"x"}), "f.zip: contains no .txt file; unpack it"),
     "latin-1 in a zip": (
         "f.zip",
         zipped({"a/1.txt": b"ok", "a/2.txt": b"caf\xe9"}),
         r"f.zip:2: a/2.txt is not UTF-8 \(byte 0xe9 at 4\); convert it, for example: iconv .* a/2.txt",
     ),
-    "unknown ending": ("f.rar", b"PK", "cannot tell the file type; name it with one of .jsonl, .json"),
+    "unknown ending": ("f.rar", b"PK", "unknown file type; use one of the endings .jsonl, .json"),
 }
 
 
@@ -144,7 +144,7 @@ def test_a_page_of_a_parquet_file_that_cannot_be_unpacked_is_one_line(tmp_path: 
     raw = bytearray(path.read_bytes())
     raw[200:600] = b"\xff" * 400
     path.write_bytes(raw)
-    with pytest.raises(DataError, match=r"f.parquet: cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"f.parquet: broken Parquet file"):
         list(read_rows(path))
 
 
@@ -159,11 +159,11 @@ def test_a_broken_file_is_named_with_its_row_in_one_line(tmp_path: Path, case: s
 
 def test_a_missing_file_names_similar_ones(tmp_path: Path) -> None:
     (tmp_path / "alpaca_data.json").write_text("[]")
-    with pytest.raises(DataError, match=r"no such file; in .* there is alpaca_data.json"):
+    with pytest.raises(DataError, match=r"no such file; .* contains alpaca_data.json"):
         list(read_rows(tmp_path / "alpaca_dat.json"))
-    with pytest.raises(DataError, match=r"nor is there a folder"):
+    with pytest.raises(DataError, match=r"no such file, and no folder"):
         list(read_rows(tmp_path / "nowhere" / "alpaca_dat.json"))
-    with pytest.raises(DataError, match=r"is a folder; give one file of it .alpaca_data.json"):
+    with pytest.raises(DataError, match=r"is a folder; give one of its files .alpaca_data.json"):
         list(read_rows(tmp_path))
 
 
@@ -190,14 +190,14 @@ def test_equal_records_make_equal_gzip_bytes(tmp_path: Path, monkeypatch: pytest
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write_records(path, RECORDS)
-    with pytest.raises(DataError, match=r"a file holds one kind of record, found comparisons and prompts"):
+    with pytest.raises(DataError, match=r"a file takes one kind of record, found comparisons and prompts"):
         write_records(path, [RECORDS[0], Prompt("p", "s", (Message("user", "x"),))])
     assert list(read_records(path, Comparison)) == RECORDS
     assert os.listdir(tmp_path) == ["r.jsonl"]
 
 
 def test_an_unknown_ending_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"records are written as .jsonl, .jsonl.gz, .parquet"):
+    with pytest.raises(DataError, match=r"cannot be written to this file type; use .jsonl, .jsonl.gz, .parquet"):
         write_records(tmp_path / "r.csv", RECORDS)
     assert not list(tmp_path.iterdir())
 

@@ -233,7 +233,7 @@ def test_chains_of_thought_are_read_from_tables_without_a_header(tmp_path: Path)
     with pytest.raises(DataError, match=r"flan_cot or flan_cot_direct for a .tsv without a header line"):
         load(Source(str(path)), Demonstration)
     path.write_text("Odd?\tyes\n")
-    with pytest.raises(DataError, match=r"odd.tsv:1: 2 cells, where there must be 3 \(input, target, rationale\)"):
+    with pytest.raises(DataError, match=r"odd.tsv:1: 2 cells, but there must be 3 \(input, target, rationale\)"):
         load(Source(str(path), "flan_cot"), Demonstration)
 
 
@@ -332,7 +332,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", ODD)
 def test_an_odd_value_is_named_with_row_and_field(case: str, tmp_path: Path) -> None:
     row, error = ODD[case]
-    with pytest.raises(DataError, match=rf"rows.jsonl:1: {error}.*mend or delete the row") as caught:
+    with pytest.raises(DataError, match=rf"rows.jsonl:1: {error}.*fix or delete the row") as caught:
         load(Source(write(tmp_path / "rows.jsonl", [row])), Demonstration)
     assert "\n" not in str(caught.value)
 

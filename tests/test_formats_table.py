@@ -199,17 +199,17 @@ def test_single_answers_marked_bad_demonstrate_nothing() -> None:
 
 
 def test_an_unknown_format_lists_the_columns_and_the_nearest_formats() -> None:
-    with pytest.raises(DataError, match=r"columns question, chosen with such values.*nearest are .*: chosen, rejected"):
+    with pytest.raises(DataError, match=r"columns question, chosen with such values.*closest: .*: chosen, rejected"):
         recognise({"question": "a", "chosen": "b"})
 
 
 def test_cells_in_the_place_of_a_header_are_cut_and_the_formats_without_one_are_named() -> None:
-    with pytest.raises(DataError, match=r"columns Is it so[^,]{29}\.\.\., no, .*name the format .flan_cot or flan_cot"):
+    with pytest.raises(DataError, match=r"columns Is it so[^,]{29}\.\.\., no, .*set the format .flan_cot or flan_cot"):
         recognise({"Is it so? " * 9: "x", "no": "y", "Because.": "z"})
 
 
 def test_a_kind_that_a_format_cannot_give_names_the_formats_that_can() -> None:
-    with pytest.raises(DataError, match="gives demonstrations or prompts, not comparisons; these come from: records"):
+    with pytest.raises(DataError, match="gives demonstrations or prompts, not comparisons; use one of records"):
         reader_for("alpaca", Comparison)
 
 

@@ -124,7 +124,7 @@ def test_a_layer_that_attends_unevenly_is_refused() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64), "models built like Llama, not GPT2For"),
+        (GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64), "supports models like Llama, not GPT2For"),
         (LlamaConfig(**LLAMA), "frozen_layers is 2, but this model has 2 layers"),
     ],
 )

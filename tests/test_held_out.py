@@ -31,8 +31,8 @@ def test_a_held_out_row_stops_the_load_naming_row_task_and_cure(tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         load(Source(path, held_out_tasks=RTE), Demonstration)
     assert str(caught.value) == (
-        f"{path}: row 'a:2' has task 'rte', which held_out_tasks keeps from training; take it out of the data, or set"
-        " held_out_tasks.on_row: drop"
+        f"{path}: row 'a:2' has task 'rte', which held_out_tasks excludes from training; remove it from the data, or"
+        " set held_out_tasks.on_row: drop"
     )
 
 
@@ -65,7 +65,7 @@ def test_a_records_own_group_can_be_held_out_and_every_kind_of_record(tmp_path: 
 
 def test_rows_that_do_not_tell_their_task_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(load(Source(written(tmp_path / "a.jsonl", {}, {}), held_out_tasks=RTE), Demonstration)) == 2
-    assert "no row has task, so held-out tasks cannot be told" in caplog.text
+    assert "no row has task, so held-out tasks cannot be detected" in caplog.text
 
 
 def test_what_is_held_out_is_part_of_a_sources_fingerprint(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_what_is_held_out_is_part_of_a_sources_fingerprint(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "held_out_tasks names nothing"), ({"sources": ["a"], "on_row": "skip"}, "on_row must be error or drop")],
+    [({}, "held_out_tasks is empty"), ({"sources": ["a"], "on_row": "skip"}, "on_row must be error or drop")],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -31,7 +31,7 @@ def test_dropout_left_on_is_found(reward_model: tuple[Any, int]) -> None:
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     model.train()
-    with pytest.raises(ModelError, match=r"another score when it is .*off by"):
+    with pytest.raises(ModelError, match=r"a different score when it is .*off by"):
         check_scores_are_independent(model, pad_id)
 
 
@@ -46,7 +46,7 @@ def test_a_head_that_looks_at_its_neighbours_is_found(reward_model: tuple[Any, i
             return scores - 0.1 * scores.mean(0, keepdim=True)
 
     model.score = Relative()
-    with pytest.raises(ModelError, match="another score when it is scored together"):
+    with pytest.raises(ModelError, match="a different score when it is scored together"):
         check_scores_are_independent(model, pad_id)
 
 
@@ -61,7 +61,7 @@ def test_a_model_whose_tokens_see_the_padding_is_found(reward_model: tuple[Any, 
         return out
 
     model.model.forward = both_ways
-    with pytest.raises(ModelError, match="another score when it is"):
+    with pytest.raises(ModelError, match="a different score when it is"):
         check_scores_are_independent(model, pad_id)
 
 

@@ -165,8 +165,8 @@ def test_evaluate_with_a_model_judges_it(chain: Chain, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["small/sft"], "not a reward model"),
-        (["small/reward"], "'small/reward' is no directory here, and: no checkpoint 'small/reward'"),
+        (["small/sft"], "'small/sft' is a policy, not a reward model"),
+        (["small/reward"], "'small/reward' is not a directory, and: no checkpoint 'small/reward'"),
         (["small/reward_model", "--policy", "small/ppo"], "need all three: --policy"),
         (["small/reward_model", "--batch-size", "0"], "--batch-size is below 1"),
         (["small/reward_model", "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),

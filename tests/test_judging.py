@@ -24,7 +24,7 @@ def test_a_judge_that_fails_on_an_answer_is_named_with_its_place_and_the_answer(
 @pytest.mark.parametrize("grades", [{"style": 1.0}, None, 0.5])
 def test_answers_cannot_be_ordered_without_a_gold_score(grades: object) -> None:
     assert gold_score({"gold": 2, "style": 1.0}, "my:judge") == 2.0
-    with pytest.raises(ConfigError, match=r"'my:judge' gave .* and no 'gold'"):
+    with pytest.raises(ConfigError, match=r"'my:judge' returned .*, which has no 'gold'"):
         gold_score(grades, "my:judge")
 
 
@@ -34,7 +34,7 @@ def test_answers_cannot_be_ordered_without_a_gold_score(grades: object) -> None:
         ("data_schema.quickstart.world.judge", "must be 'module:function'"),
         ("no_such_module:judge", "cannot find 'no_such_module:judge'"),
         ("data_schema.quickstart.world:judges", "cannot find"),
-        ("data_schema.quickstart.world:NOUNS", "is no function"),
+        ("data_schema.quickstart.world:NOUNS", "is not a function"),
         (":judge", "ppo.monitor"),
     ],
 )

@@ -23,8 +23,10 @@ def test_groups_hold_every_labeler_once_and_about_as_many_comparisons_each() -> 
 
 
 def test_more_groups_than_labelers_are_refused() -> None:
-    with pytest.raises(ConfigError, match="5 groups cannot be made of 2 named labelers"):
+    with pytest.raises(ConfigError, match=r"--folds is 5, but reward_model\.data names 2 labelers \(ann, bob\)"):
         labeler_groups({"ann": 3, "bob": 4}, 5)
+    with pytest.raises(ConfigError, match=r"reward_model\.data names no labeler"):
+        labeler_groups({}, 5)
 
 
 def test_a_labeler_of_other_taste_is_met_by_models_that_never_saw_it(

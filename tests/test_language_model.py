@@ -107,7 +107,7 @@ def test_a_model_with_spare_rows_for_a_new_padding_token_keeps_its_size(tmp_path
         ("./nowhere", r"^no language model at './nowhere': give a directory .*\.$"),
         (
             "some-owner/some-model",
-            r"^'some-owner/some-model' is no directory .* \(HF_HUB_OFFLINE is set\).* --local-dir .*\.$",
+            r"^'some-owner/some-model' is not a directory in .* \(HF_HUB_OFFLINE is set\).* --local-dir .*\.$",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_model_that_is_not_there_is_one_line_with_the_cure(source: str, line: 
 
 
 def test_a_directory_that_is_no_model_is_one_line(tmp_path: Path, tiny_base: Path) -> None:
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
+    with pytest.raises(ModelError, match=r"has no config\.json"):
         load_language_model(tmp_path, CPU)
     broken = tmp_path / "broken"
     shutil.copytree(tiny_base, broken)
@@ -141,7 +141,7 @@ def test_a_reward_model_is_no_language_model(tmp_path: Path, tied: bool) -> None
     tokenizer = quickstart_tokenizer()
     save_checkpoint(tiny_llama(tokenizer, tie_word_embeddings=tied), tokenizer, tmp_path / "base")
     save_checkpoint(from_language_model(tmp_path / "base", CPU, 0), tokenizer, tmp_path / "reward")
-    with pytest.raises(ModelError, match=r"^'.*reward' scores texts .* and writes none; give a language model\.$"):
+    with pytest.raises(ModelError, match=r"^'.*reward' is a reward model, which cannot .*; give a language model\.$"):
         load_language_model(tmp_path / "reward", CPU)
 
 
@@ -178,7 +178,8 @@ def test_a_published_checkpoint_names_its_special_tokens_and_has_no_sampling_hab
 
 @pytest.mark.parametrize("targets", ["all-linear", "q_proj, v_proj"])
 def test_only_adapters_train_and_merging_them_keeps_the_adapted_logits(tiny_base: Path, targets: str) -> None:
-    base = load_language_model(tiny_base, CPU).model
+    # In float64: how far float32's rounding moves the sum depends on the processor.
+    base = load_language_model(tiny_base, CPU).model.double()
     before = logits_of(base)
     adapted = add_lora(base, 2, 4.0, targets, "CAUSAL_LM")
     trainable = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
@@ -191,7 +192,7 @@ def test_only_adapters_train_and_merging_them_keeps_the_adapted_logits(tiny_base
     after = logits_of(adapted)
     assert (after - before).abs().max() > 0.1
     merged = adapted.merge_and_unload()
-    torch.testing.assert_close(logits_of(merged), after, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(merged), after, atol=1e-12, rtol=1e-10)
     assert not any("lora_" in name for name, _ in merged.named_parameters())
 
 

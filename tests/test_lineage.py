@@ -67,5 +67,5 @@ def test_the_verbose_log_holds_the_resolved_config_and_all_metrics(store: Checkp
 
 def test_a_parent_that_is_gone_is_named_with_its_child(store: CheckpointStore) -> None:
     (store.path(SFT) / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=f"the parent of quick/ppo, policy = {SFT} is not in"):
+    with pytest.raises(StoreError, match=rf"the parent 'policy' of quick/ppo \(key {SFT}\) is not in"):
         lineage(store, "quick/ppo")

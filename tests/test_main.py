@@ -41,7 +41,7 @@ def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(capsys: pyte
 
 def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ruin"]) == 2
-    assert "no command 'ruin'; there are: run, sft" in capsys.readouterr().err
+    assert "unknown command 'ruin'; the commands are: run, sft" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +103,7 @@ def test_verify_tells_whether_a_file_was_touched(
     chain: Chain, copy_of_chain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", "--root", str(copy_of_chain)]) == 0
-    assert capsys.readouterr().out.count("every file as it was published") == len(STAGES)
+    assert capsys.readouterr().out.count("all files match their published hashes") == len(STAGES)
     weights = copy_of_chain / "store" / "checkpoints" / chain.summary["stages"]["ppo"]["key"] / "model.safetensors"
     contents = weights.read_bytes()
     weights.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))

@@ -178,7 +178,7 @@ def test_endless_rows_go_on_in_another_order() -> None:
         ({"cap": 0}, "mixture.cap must be at least 1, found 0"),
         ({"n_rows": 0}, "mixture.n_rows must be at least 1"),
         ({"mode": "temperature", "temperature": 0}, "mixture.temperature must be above 0, found 0"),
-        ({"temperature": 2}, "mixture.temperature means nothing in mode proportional"),
+        ({"temperature": 2}, "mixture.temperature has no effect in mode proportional"),
     ],
 )
 def test_a_mixture_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -187,9 +187,9 @@ def test_a_mixture_that_makes_no_sense_is_refused(settings: dict[str, Any], mess
 
 
 def test_weights_without_a_mixture_and_a_mixture_without_its_weights_are_refused() -> None:
-    with pytest.raises(DataError, match=r"sft\.data: 'a' has weight 2, .* take it out"):
+    with pytest.raises(DataError, match=r"sft\.data: 'a' has weight 2, .* remove it"):
         check_weights("sft.data", [Source("a", weight=2)], None)
-    with pytest.raises(DataError, match=r"sft\.data: 'b' has no weight, and mixture\.mode is weights"):
+    with pytest.raises(DataError, match=r"sft\.data: 'b' has no weight, but mixture\.mode is weights"):
         check_weights("sft.data", [Source("a", weight=2), Source("b")], Mixture(mode="weights"))
     with pytest.raises(DataError, match="weight must be above 0, found 0"):
         Source("a", weight=0)
@@ -211,7 +211,7 @@ def test_a_capped_mixture_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert origins(records) == {"a": 20, "b": 20, "c": 4}
     assert len({record.id for record in records}) == 44
     assert account[sources[0].path] == {"rows": 40, "picked": 20}
-    assert "mixture: 44 rows an epoch from 3 parts" in caplog.text
+    assert "mixture: 44 rows per epoch from 3 parts" in caplog.text
     again, _ = load_mixture(sources, Demonstration, Mixture(cap=20), seed=1)
     other, _ = load_mixture(sources, Demonstration, Mixture(cap=20), seed=2)
     assert [r.id for r in records] == [r.id for r in again] != [r.id for r in other]

@@ -120,7 +120,7 @@ def test_a_stage_can_start_from_a_model_directory_or_a_name_in_the_store(chain: 
     assert from_directory.outside == {"sft": chain.base} and "sft" not in from_directory.parents
     by_name = plans(chain.path, "--ppo.sft=small/sft", root=chain.root)["ppo"]
     assert by_name.parents["sft"] == chain.summary["stages"]["sft"]["key"]
-    with pytest.raises(ConfigError, match=r"ppo\.sft is 'smal/sft'.*there are: small/"):
+    with pytest.raises(ConfigError, match=r"ppo\.sft is 'smal/sft'.*the store has small/"):
         plans(chain.path, "--ppo.sft=smal/sft", root=chain.root)
 
 

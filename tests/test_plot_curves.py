@@ -58,7 +58,7 @@ def test_a_published_run_is_found_by_its_name(tmp_path: Path) -> None:
     record = write_record(tmp_path / "out" / "runs" / KEY / "metrics.jsonl")
     assert plot_curves.find_record("tiny/ppo", tmp_path / "out") == record
     record.unlink()
-    with pytest.raises(DataError, match=r"tiny/ppo has no record at .*metrics\.jsonl; give the path"):
+    with pytest.raises(DataError, match=r"tiny/ppo has no metrics at .*metrics\.jsonl; give the path"):
         plot_curves.find_record("tiny/ppo", tmp_path / "out")
 
 
@@ -82,7 +82,7 @@ def test_what_is_not_finite_is_a_gap_and_a_line_cut_short_is_left_out(tmp_path: 
         (["nowhere/ppo", "--out", "x.svg"], "no checkpoint 'nowhere/ppo'"),
         (["a.jsonl", "--out", "x.gif"], "cannot write x.gif: its name must end in .svg or .png"),
         (["a.jsonl", "a.jsonl", "--out", "x.svg"], "2 runs need as many different labels"),
-        (["bad.jsonl", "--out", "x.svg"], "bad.jsonl:1 is no JSON"),
+        (["bad.jsonl", "--out", "x.svg"], "bad.jsonl:1 is not JSON"),
     ],
 )
 def test_a_mistake_is_one_line(

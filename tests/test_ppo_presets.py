@@ -112,7 +112,7 @@ def test_the_share_of_text_is_eight_rows_an_episode_whatever_the_batch(
 
 def test_without_text_the_papers_preset_says_what_to_do(tmp_path: Path) -> None:
     path = recipe(tmp_path, preset="instructgpt", pretraining_data=[])
-    with pytest.raises(ConfigError, match=r"pretraining_data must name plain text; .* set ppo.pretraining_coef to 0"):
+    with pytest.raises(ConfigError, match=r"data is empty; add plain text .* set ppo.pretraining_coef to 0"):
         load_recipe(path)
     assert not ppo_of(path, "--ppo.pretraining_coef=0").mixes_text
 

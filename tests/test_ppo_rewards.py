@@ -198,10 +198,10 @@ def test_a_function_is_called_once_a_batch_with_prompts_texts_and_a_seed(
     ("function", "told"),
     [
         ("fails", r"raised ZeroDivisionError: division by zero \(functions_of_.*\.py:\d+\)"),
-        ("too_few", r"gave numbers of shape \(1,\) for 3 answers"),
-        ("words", "gave list .*one number for each answer"),
-        ("nothing", "gave NoneType"),
-        ("not_a_number", "gave nan for the answer 'fox owl fox owl .'"),
+        ("too_few", r"returned numbers of shape \(1,\) for 3 answers"),
+        ("words", "returned list .*one number for each answer"),
+        ("nothing", "returned NoneType"),
+        ("not_a_number", "returned nan for the answer 'fox owl fox owl .'"),
     ],
 )
 def test_what_a_function_does_wrong_is_told_in_one_line(
@@ -244,7 +244,7 @@ def test_a_conversation_too_long_for_the_foreign_model_is_told(
     model.config.max_position_embeddings = 16
     save_checkpoint(model, tokenizer, tmp_path / "short")
     part = RewardPart(model="short", text_crosses_over=True)
-    with pytest.raises(ModelError, match=r"is \d+ tokens to the reward model, which has positions for 16; lower max_p"):
+    with pytest.raises(ModelError, match=r"is \d+ tokens for the reward model, which has positions for 16; lower max"):
         scores(models, rollout, part, **{"rewards.0": tmp_path / "short"})
 
 
@@ -335,7 +335,7 @@ def test_a_model_that_a_part_names_is_a_parent(models: dict[str, Path], tmp_path
         ([{"weight": ".inf"}], "rewards.weight|the weight of the reward 'reward_model' is inf"),
         ([{"functon": "a:b"}], "'ppo.rewards' has no setting 'functon'. Did you mean 'function'?"),
         ([{"function": "nowhere_at_all:f"}], "ppo.rewards: cannot find 'nowhere_at_all:f'"),
-        ([{"model": "no/such"}], "ppo.rewards.0 is 'no/such', which is no directory"),
+        ([{"model": "no/such"}], "ppo.rewards.0 is 'no/such', which is not a directory"),
     ],
 )
 def test_a_reward_that_cannot_be_is_told_before_anything_runs(

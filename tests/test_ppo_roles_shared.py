@@ -184,7 +184,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[
 def test_a_reward_model_without_an_adapter_over_this_model_means_two_copies_and_one_line(
     chain: Chain, reward: Path, tmp_path: Path, warnings_of: Callable[[], list[str]]
 ) -> None:
-    for directory, why in ((chain.checkpoint("reward_model"), "published without an adapter"), (reward, "over other")):
+    for directory, why in ((chain.checkpoint("reward_model"), "published without an adapter"), (reward, "on other")):
         sft = Path(shutil.copytree(chain.checkpoint("sft"), tmp_path / why))
         if directory is reward:
             AutoModelForCausalLM.from_pretrained(chain.base).save_pretrained(sft)

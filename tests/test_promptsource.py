@@ -106,7 +106,7 @@ def test_a_row_that_a_template_does_not_fit_is_named(tmp_path: Path, rows: str, 
     (tmp_path / "weather.jsonl").write_text('{"text": "Sun"}\n{"text": "Sun", "label": 0}\n')
     source = Source(rows, promptsource=f"{templates}#dry or wet")
     with pytest.raises(
-        DataError, match=r"weather.jsonl:1: template 'dry or wet' cannot be filled .*; the row lacks label; mend"
+        DataError, match=r"weather.jsonl:1: template 'dry or wet' cannot be filled .*; the row lacks label; fix"
     ):
         load(source, Demonstration)
     dropped = load(Source(rows, promptsource=source.promptsource, on_bad_row="drop"), Demonstration).dropped
@@ -137,10 +137,10 @@ def test_a_template_file_that_cannot_be_used_is_refused_with_the_cure(
 ) -> None:
     for where, error in {
         f"{templates}#dry and wet": "no template 'dry and wet'. Did you mean 'dry or wet'",
-        f"{tmp_path}/none.yaml#x": "no such file of promptsource templates",
-        str(tmp_path / "rows.yaml"): "holds no 'templates'",
+        f"{tmp_path}/none.yaml#x": "no such promptsource template file",
+        str(tmp_path / "rows.yaml"): "has no 'templates'",
         str(tmp_path / "broken.yaml"): "not YAML",
-        str(tmp_path / "nameless.yaml"): "template x has no text 'name' and 'jinja'",
+        str(tmp_path / "nameless.yaml"): "template x needs text in 'name' and 'jinja'",
     }.items():
         (tmp_path / "rows.yaml").write_text("- a\n")
         (tmp_path / "broken.yaml").write_text("a: [\n")
@@ -148,7 +148,7 @@ def test_a_template_file_that_cannot_be_used_is_refused_with_the_cure(
         with pytest.raises(DataError, match=error) as caught:
             load(Source(rows, promptsource=where), Demonstration)
         assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="promptsource makes rows of format p3, not alpaca; leave format out"):
+    with pytest.raises(DataError, match="promptsource produces rows of format p3, not alpaca; leave format out"):
         Source(rows, "alpaca", promptsource=templates)
 
 

@@ -109,11 +109,11 @@ def test_an_unknown_override_is_named_with_the_one_that_was_meant(recipe: Path, 
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("--ppo.iterations=many", ["ppo.iterations is many; it must be int"]),
-        ("--ppo.optimizer.schedule=square", ["ppo.optimizer.schedule is square", "'cosine', 'constant', 'linear'"]),
-        ("--sft.packing=perhaps", ["sft.packing is perhaps; it must be bool"]),
-        ("--ppo.kl_target=low", ["ppo.kl_target is low; it must be float"]),
-        ("--comparisons.answers_per_prompt=few", ["comparisons.answers_per_prompt is few; it must be int"]),
+        ("--ppo.iterations=many", ["ppo.iterations is many; it must be a whole number"]),
+        ("--ppo.optimizer.schedule=square", ["ppo.optimizer.schedule is square", "one of cosine, constant, linear"]),
+        ("--sft.packing=perhaps", ["sft.packing is perhaps; it must be true or false"]),
+        ("--ppo.kl_target=low", ["ppo.kl_target is low; it must be a number or null"]),
+        ("--comparisons.answers_per_prompt=few", ["comparisons.answers_per_prompt is few; it must be a whole number"]),
     ],
 )
 def test_a_value_of_the_wrong_type_names_key_and_value(recipe: Path, override: str, parts: list[str]) -> None:
@@ -130,17 +130,17 @@ def test_a_value_of_the_wrong_type_names_key_and_value(recipe: Path, override: s
         ("--sft.held_out=0.95", ["sft.held_out is 0.95", "between 0 and 0.9"]),
         ("--comparisons.answers_per_prompt=1", ["comparisons.answers_per_prompt is 1", "between 2 and 9"]),
         ("--reward_model.normalise_rows=1", ["reward_model.normalise_rows is 1", "at least 2"]),
-        ("--evaluate.sampling.temperature=0", ["sampling.temperature is 0", "at least"]),
+        ("--evaluate.sampling.temperature=0", ["sampling.temperature is 0", "greater than 0"]),
         ("--ppo.lora.rank=0", ["lora.rank is 0", "at least 1"]),
         ("--seed=-1", ["seed is -1", "at least 0"]),
         ("--ppo.minibatches=3", ["ppo.rollout_batch is 16", "multiple of ppo.minibatches (3)"]),
-        ("--ppo.pretraining_data=[]", ["pretraining_coef is set", "ppo.pretraining_data must name"]),
-        ("--ppo.value_warmup=2", ["ppo.value_warmup is 2 of 2 iterations", "never learn; lower it"]),
-        ("--ppo.score_clip=0", ["ppo.score_clip is 0", "at least"]),
+        ("--ppo.pretraining_data=[]", ["pretraining_coef is set", "ppo.pretraining_data is empty; add plain text"]),
+        ("--ppo.value_warmup=2", ["ppo.value_warmup is 2 of 2 iterations", "never train; lower it"]),
+        ("--ppo.score_clip=0", ["ppo.score_clip is 0", "greater than 0"]),
         ("--ppo.entropy_coef=-1", ["ppo.entropy_coef is -1", "at least 0"]),
-        ("--ppo.target_approx_kl=0", ["ppo.target_approx_kl is 0", "at least"]),
-        ("--ppo.kl_estimator=k4", ["ppo.kl_estimator is k4", "'k1', 'k2', 'k3'"]),
-        ("--ppo.preset=instruct", ["ppo.preset is instruct", "'instructgpt', 'tldr'"]),
+        ("--ppo.target_approx_kl=0", ["ppo.target_approx_kl is 0", "greater than 0"]),
+        ("--ppo.kl_estimator=k4", ["ppo.kl_estimator is k4", "one of k1, k2, k3"]),
+        ("--ppo.preset=instruct", ["ppo.preset is instruct", "one of instructgpt, tldr"]),
         ("--name=a/b", ["name is 'a/b'"]),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_missing_setting_is_named(tmp_path: Path, key: str) -> None:
 
 def test_without_comparisons_the_reward_model_must_name_data(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "r.yaml", small_recipe(Path("base")), comparisons=...)
-    assert "reward_model.data is empty and there is no comparisons step" in complaint(path)
+    assert "reward_model.data is empty and there is no section comparisons" in complaint(path)
     assert load_recipe(path, ["--reward_model.data", "c.jsonl"]).comparisons is None
 
 
@@ -216,5 +216,5 @@ def test_a_copy_on_disk_stands_in_for_a_data_set_and_its_folders(tmp_path: Path)
     assert [(source.path, source.limit) for source in recipe.sft.data] == [("copy.jsonl", 7)]
     assert recipe.ppo.prompts[0].path == "copy.jsonl"
     assert recipe.evaluate.prompts == load_recipe(path).evaluate.prompts
-    with pytest.raises(ConfigError, match="no source of the recipe is 'owner/sett'"):
+    with pytest.raises(ConfigError, match="the recipe has no data source 'owner/sett'"):
         load_recipe(path, copies={"owner/sett": "copy.jsonl"})

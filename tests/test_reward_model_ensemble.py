@@ -193,7 +193,7 @@ def test_every_member_is_on_the_first_one_s_scale_and_judged(ensemble: Trained) 
     assert judged["pair_accuracy_of_members"][0] == pytest.approx(ensemble.metrics["pair_accuracy"])
     assert min(judged["pair_accuracy_of_members"]) > 0.6  # each has learned
     assert judged["disagreement"] > 0
-    assert "holds 3 reward models" in (ensemble.directory / "README.md").read_text()
+    assert "contains 3 reward models" in (ensemble.directory / "README.md").read_text()
     losses = [name for record in ensemble.records for name in record if name.endswith("/loss")]
     assert {"reward_model/loss", "reward_model/member_1/loss", "reward_model/member_2/loss"} == set(losses)
     steps = [record["step"] for record in ensemble.records]
@@ -286,7 +286,7 @@ def test_one_reward_model_has_no_minimum(small_base: Path, tmp_path: Path) -> No
     path = write_recipe(tmp_path / "r.yaml", small_recipe(small_base))
     config = replace(load_recipe(path).ppo, rewards=[RewardPart(ensemble="minimum")])
     given = job(tmp_path, {"sft": small_base, "reward_model": tmp_path / "alone"})
-    with pytest.raises(ConfigError, match=r"asks for the minimum of an ensemble, but '.*' holds one reward model"):
+    with pytest.raises(ConfigError, match=r"sets `ensemble: minimum`, but '.*' contains one reward model"):
         load_ppo_rewards(config, given, load_roles(small_base, tmp_path / "alone", CPU, None))
 
 

@@ -94,7 +94,7 @@ def test_a_reward_model_from_elsewhere_is_left_as_it_is(scorer: Any, tmp_path: P
 
 
 def test_a_language_model_is_no_reward_model(tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"^'.*tiny_base' holds a LlamaForCausalLM .*, not a reward model with one\.$"):
+    with pytest.raises(ModelError, match=r"^'.*tiny_base' is a LlamaForCausalLM, not a reward model; give .* label\.$"):
         load_scalar_model(tiny_base, CPU)
     with pytest.raises(ModelError, match=r"^no reward model at '.*': give a directory"):
         load_scalar_model(tmp_path / "nothing", CPU)

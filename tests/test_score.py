@@ -198,7 +198,7 @@ def test_a_row_that_cannot_be_scored_stops_the_call_or_stays_without_a_score(
     capsys.readouterr()
     assert main(["score", "small/reward_model", str(tmp_path / "rows.jsonl"), "--root", str(chain.root)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "rows.jsonl:2: 'response' is empty; mend or delete the row, or set --on-bad-row null" in error
+    assert "rows.jsonl:2: 'response' is empty; fix or delete the row, or set --on-bad-row null" in error
 
 
 def test_a_row_that_its_format_knows_as_unusable_has_no_score_and_a_reason(chain: Chain, tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_a_row_that_its_format_knows_as_unusable_has_no_score_and_a_reason(chain
     ("words", "told"),
     [
         (["rows.txt"], "rows.txt: no such file"),
-        (["rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl is the file to read"),
+        (["rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl is the input file"),
         (["rows.jsonl", "--out", "rows.csv"], "scores are written as JSON lines"),
         (["rows.jsonl", "--batch-size", "0"], "--batch-size is 0"),
-        (["rows.jsonl", "--format", "hhh"], "no format 'hhh'"),
+        (["rows.jsonl", "--format", "hhh"], "unknown format 'hhh'"),
     ],
 )
 def test_a_call_that_cannot_work_is_told_in_one_line(

@@ -146,8 +146,8 @@ def test_a_changed_choice_redoes_what_starts_from_it_and_not_the_reward_model(se
 
 def test_a_checkpoint_without_candidates_is_refused_with_the_cure(chain: Chain, tmp_path: Path) -> None:
     parents = {role: chain.checkpoint(role) for role in ("sft", "reward_model")}
-    with pytest.raises(ConfigError, match=r"holds no candidates; run sft again with sft\.select: reward_model"):
+    with pytest.raises(ConfigError, match=r"has no candidates; run sft again with sft\.select: reward_model"):
         select.run(SelectConfig(device="cpu"), job(tmp_path, parents))
-    with pytest.raises(ConfigError, match=r"[01] of \d+ prompts are left to choose by"):
+    with pytest.raises(ConfigError, match=r"select: [01] of \d+ prompts are left \("):
         config = SelectConfig(prompts=load_recipe(chain.path).ppo.prompts, max_prompt_length=1)
         select.choosing_prompts(config, job(tmp_path, parents))

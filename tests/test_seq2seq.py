@@ -210,7 +210,7 @@ def test_where_a_decoder_is_wanted_an_encoder_decoder_is_refused(t5: Path, bart:
             lambda path: from_language_model(path, CPU, 0),
             lambda path: load_scalar_model(path, CPU),
         ):
-            with pytest.raises(ModelError, match="is an encoder-decoder: sft and evaluate-tasks take one") as caught:
+            with pytest.raises(ModelError, match="an encoder-decoder, which only sft and evaluate-tasks acc") as caught:
                 load(refused)
             assert "\n" not in str(caught.value)
 

@@ -67,7 +67,7 @@ def test_a_demonstration_that_is_too_long_is_dropped_and_counted_never_cut(
     _, result, _ = train(chain, tmp_path, data=written(tmp_path, rows), held_out=0.0, batch_size=4)
     assert result.data["data"]["dropped"] == {"too long": 1}
     assert result.data["data"]["records"] == 17
-    assert "1 of 17 demonstrations are longer than 64 tokens" in caplog.text
+    assert "dropped 1 of 17 demonstrations: longer than 64 tokens" in caplog.text
 
 
 @pytest.fixture(scope="module")

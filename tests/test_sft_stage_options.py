@@ -309,8 +309,8 @@ def test_with_selection_by_reward_model_the_last_is_published_with_the_others_an
     ("change", "message"),
     [
         ({"sft__quantization": "nf4"}, "set sft.lora, or leave quantization out"),
-        ({"sft__select": "held_out_loss", "sft__held_out": 0.0}, "keep some demonstrations back"),
-        ({"sft__select": "reward_model", "sft__held_out": 0.0}, "name select.prompts"),
+        ({"sft__select": "held_out_loss", "sft__held_out": 0.0}, "sft.held_out is 0; raise sft.held_out"),
+        ({"sft__select": "reward_model", "sft__held_out": 0.0}, "raise sft.held_out, or set select.prompts"),
         (
             {"sft__select": "reward_model", "reward_model": ..., "ppo": ..., "evaluate": ...},
             "add a section reward_model",
@@ -333,7 +333,7 @@ def test_without_the_library_a_4_bit_base_is_refused_with_the_cure(
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModelError, match=r"bitsandbytes, which is not here: pip install 'triptych\[qlora\]'"):
+    with pytest.raises(ModelError, match=r"bitsandbytes, which is not installed: pip install 'triptych\[qlora\]'"):
         train(chain, tmp_path, lora=LoraConfig(rank=4), quantization="nf4")
 
 

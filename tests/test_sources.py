@@ -65,7 +65,7 @@ def test_skip_and_limit_cut_disjoint_pieces_of_the_file(tmp_path: Path) -> None:
 
 def test_a_bad_row_stops_with_file_row_field_and_cure(tmp_path: Path) -> None:
     path = write(tmp_path / "talk.jsonl", BAD_ROWS)
-    with pytest.raises(DataError, match=r"talk.jsonl:4: 'output' is empty; mend .* set on_bad_row: drop") as caught:
+    with pytest.raises(DataError, match=r"talk.jsonl:4: 'output' is empty; fix .* set on_bad_row: drop") as caught:
         load(Source(path), Demonstration)
     assert caught.value.field == "output"
 
@@ -116,7 +116,7 @@ def test_a_relative_path_is_also_looked_up_in_triptych_data(tmp_path: Path, monk
     assert len(load(Source("talk.jsonl"), Demonstration)) == 10
     write(tmp_path / "here" / "talk.jsonl", ROWS[:2])
     assert len(load(Source("talk.jsonl"), Demonstration)) == 2  # the current folder first
-    with pytest.raises(DataError, match=r"tolk.jsonl: no such file; in .* there is talk.jsonl"):
+    with pytest.raises(DataError, match=r"tolk.jsonl: no such file; .* contains talk.jsonl"):
         load(Source("tolk.jsonl"), Demonstration)
 
 
@@ -194,13 +194,13 @@ def test_a_python_function_gives_records(my_module: Path) -> None:
     records = load(source, Prompt, seed=7)
     assert [record.id for record in records] == ["test-7-1", "test-7-2"]
     assert records.format == "python"
-    with pytest.raises(DataError, match="gave Prompt where documents are wanted"):
+    with pytest.raises(DataError, match="yielded a Prompt; it must yield documents"):
         load(source, Document)
     with pytest.raises(DataError, match="has no function 'promts'"):
         load(Source("python:my_prompts:promts"), Prompt)
     with pytest.raises(DataError, match="no such Python module"):
         load(Source("python:nowhere_to_be_found:prompts"), Prompt)
-    with pytest.raises(DataError, match="is written python:module:function"):
+    with pytest.raises(DataError, match="write it as python:module:function"):
         load(Source("python:my_prompts"), Prompt)
 
 
@@ -248,7 +248,7 @@ def test_own_records_keep_their_fields_through_every_file_type(tmp_path: Path) -
 @pytest.mark.parametrize(
     "settings, error",
     [
-        ({"format": "alpacca"}, r"no format 'alpacca'. Did you mean 'alpaca'\?"),
+        ({"format": "alpacca"}, r"unknown format 'alpacca'. Did you mean 'alpaca'\?"),
         ({"limit": 0}, "limit must be at least 1, found 0"),
         ({"skip": -1}, "skip must not be negative"),
         ({"on_bad_row": "ignore"}, "on_bad_row must be error or drop, found 'ignore'"),
@@ -285,13 +285,13 @@ def test_a_folder_or_pattern_is_its_files_one_after_another(tmp_path: Path) -> N
 
 
 def test_a_folder_without_one_type_of_data_file_is_refused_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no data file; name one"):
+    with pytest.raises(DataError, match="contains no data file; give a file or folder"):
         load(Source(str(tmp_path)), Demonstration)
-    with pytest.raises(DataError, match="no file fits this pattern"):
+    with pytest.raises(DataError, match="no file matches this pattern"):
         load(Source(str(tmp_path / "*.json")), Demonstration)
     write(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "b.txt").write_text("x")
-    with pytest.raises(DataError, match=r"several types \(.jsonl, .txt\); give one of them, or a pattern .*\*.jsonl"):
+    with pytest.raises(DataError, match=r"several types \(.jsonl, .txt\); give one file, or a pattern .*\*.jsonl"):
         load(Source(str(tmp_path)), Demonstration)
 
 
@@ -326,7 +326,7 @@ def test_importing_data_schema_loads_no_heavy_library() -> None:
 
 
 def test_a_path_that_looks_like_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match="talk: neither a file, nor owner/name on the hub, nor python"):
+    with pytest.raises(DataError, match="talk: not a file, not owner/name on the hub and not python"):
         load(Source("talk"), Demonstration)
 
 

@@ -83,7 +83,7 @@ def test_documents_of_one_book_and_equal_documents_stay_together() -> None:
 
 def test_rows_of_one_group_cannot_be_parted_and_that_is_said() -> None:
     documents = [Document(f"t{i}", "test", f"text {i}", group="task 7") for i in range(50)]
-    with pytest.raises(DataError, match=r"50 documents\) gets no row; they share a group .*split nothing off"):
+    with pytest.raises(DataError, match=r"50 documents\) gets no row; the rows share a group .*do not split"):
         split(Records.of(Document, documents), {"a": 0.5, "b": 0.5}, seed=0)
 
 
@@ -91,7 +91,7 @@ def test_rows_of_one_group_cannot_be_parted_and_that_is_said() -> None:
     "fractions, error",
     [
         ({"a": 0.5, "b": 0.4}, "the fractions of a, b add up to 0.9, not 1"),
-        ({"a": 1.2, "b": -0.2}, "split 'a' must be a fraction above 0 and up to 1, found 1.2"),
+        ({"a": 1.2, "b": -0.2}, "split 'a' must be a fraction above 0 and at most 1, found 1.2"),
         ({}, "the fractions of no splits add up to 0"),
         ({"a": 0.999999, "b": 0.000001}, r"split 'b' \(1e-06 of 2000 prompts\) gets no row; use more data"),
     ],

@@ -190,7 +190,7 @@ def test_verify_names_every_file_that_differs(root: str, source: Path) -> None:
     at._fs.pipe_file(f"{directory}/adapter_config.json", b"{}")
     with pytest.raises(StoreError) as caught:
         CheckpointStore(root).verify(KEY)
-    for part in ("model.safetensors has other bytes", "vocab.json has 1 bytes, not 2", "adapter_config.json is not in"):
+    for part in ("model.safetensors was changed", "vocab.json has 1 bytes, not 2", "adapter_config.json is not in"):
         assert part in str(caught.value)
     at._fs.rm(f"{directory}/model.safetensors")
     with pytest.raises(StoreError, match=r"model\.safetensors is missing"):
@@ -201,7 +201,7 @@ def test_a_flipped_byte_is_found_before_the_path_is_given(root: str, source: Pat
     at = CheckpointStore(root)
     manifest = publish(at, source)
     at._fs.pipe_file(f"{at._files_home(manifest)}/model.safetensors", b"wEights")
-    with pytest.raises(StoreError, match=r"model\.safetensors has other bytes"):
+    with pytest.raises(StoreError, match=r"model\.safetensors was changed"):
         at.path(KEY)
 
 
@@ -236,7 +236,7 @@ def test_a_name_a_key_and_the_first_digits_of_a_key_find_a_checkpoint(root: str,
     with pytest.raises(StoreError, match="give more digits"):
         at.resolve("0a0a")
     for unknown in ("0a0", "sft", "quickstart/", "../store"):
-        with pytest.raises(StoreError, match="there are: quickstart, quickstart/sft"):
+        with pytest.raises(StoreError, match="the store has quickstart, quickstart/sft"):
             at.resolve(unknown)
 
 
@@ -247,7 +247,7 @@ def test_a_name_moves_to_another_checkpoint_but_never_to_none(root: str, source:
     assert at.resolve("sft") == OTHER_KEY
     at.name("sft", KEY)
     assert at.resolve("sft") == KEY
-    with pytest.raises(StoreError, match="there are: sft"):
+    with pytest.raises(StoreError, match="the store has sft"):
         at.name("best", "0c" * 10)
 
 
@@ -264,7 +264,7 @@ def test_a_name_whose_checkpoint_was_deleted_says_so(tmp_path: Path, source: Pat
     at = CheckpointStore(tmp_path / "store")
     publish(at, source)
     (tmp_path / "store" / "checkpoints" / KEY / "manifest.json").unlink()
-    with pytest.raises(StoreError, match="which is gone"):
+    with pytest.raises(StoreError, match="which is missing"):
         at.resolve("sft")
 
 

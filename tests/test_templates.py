@@ -192,7 +192,7 @@ def test_the_messages_can_be_read_back_from_the_text(name: str, texts: list[tupl
 
 
 def test_a_misspelt_template_names_the_nearest() -> None:
-    with pytest.raises(DataError, match=r"no template 'chat_ml'. Did you mean 'chatml'\? There are: plain"):
+    with pytest.raises(DataError, match=r"unknown template 'chat_ml'. Did you mean 'chatml'\? Choose one of plain"):
         template("chat_ml")
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of TRL's last PPO trainer that no other test would catch here; docs/ppo.md lists all 14 with their tests."""
+"""Faults of TRL's last PPO trainer that no other test would catch; docs/coming_from_trl.md lists all 14 with tests."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The tools around a run, each a command; nothing below imports them."""
+"""Tools to use around a run, each a command. No other package imports them."""

@@ -1,1 +1,1 @@
-"""The published data formats and how their rows become records, a file for each family."""
+"""Readers of the published data formats, one file per family."""

@@ -1,7 +1,7 @@
 """Alpaca and its relatives: `instruction`, `input`, `output`; also ranked outputs, and `chosen` and `rejected`.
 
-Stanford's data, LIMA and OASST as LLaMA-Factory passes them on (`history` holds the turns before), Dolly, GPTeacher and
-others. Instruction and input become one user message with an empty line between.
+Used by Stanford's data, LLaMA-Factory's versions of LIMA and OASST (`history` has the earlier turns), Dolly, GPTeacher
+and others. Instruction and input become one user message, separated by an empty line.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from data_schema.records import Comparison, Demonstration, Message, Prompt, chec
 
 
 def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]:
-    """The conversation up to the question. Raises DataError for a column that is missing, empty or of a wrong type."""
+    """The conversation up to the question. Raises DataError for a missing, empty or wrongly typed column."""
     instruction = text_of(row, "instruction")
     context = row.get(context_column) or ""
     if not isinstance(context, str):
@@ -29,12 +29,12 @@ def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]
 
 
 def _alpaca_meta(row: Row, *used: str) -> dict[str, Any]:
-    # `text` is the filled template, all of it in the other columns.
+    # `text` is the filled template, which only repeats the other columns.
     return rest(row, "instruction", "input", "output", "text", "system", "history", "chosen", "rejected", *used)
 
 
 def instruction_readers(context: str, answer: str) -> dict[type, Reader]:
-    """Readers of rows with `instruction`, and what goes with it and what answers it in columns of these names."""
+    """Readers of rows with `instruction`; `context` and `answer` name the columns of its input and its answer."""
 
     def demonstration(row: Row, origin: Origin) -> Outcome:
         messages = (*alpaca_turns(row, context), Message("assistant", text_of(row, answer)))
@@ -82,7 +82,7 @@ def alpaca_chosen(row: Row, origin: Origin) -> Outcome:
     return Demonstration(*origin, messages=(*alpaca_turns(row), answer), meta=_alpaca_meta(row))
 
 
-# ---- only the filled template
+# ---- rows with only the filled template
 
 
 def is_alpaca_text(row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""Published sets of comparisons: which columns tell them, and what reads them. Part of FORMATS in formats.py."""
+"""Published comparison data sets: the columns that identify them, and their readers. Part of FORMATS in table.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def _kto(*columns: str) -> Format:
     return Format(frozenset(columns), gathered.is_judged, gathered.KTO_READERS, gathered.gather_kto)
 
 
-# The first that fits a row wins, so what needs more columns stands before what needs fewer.
+# The first format that fits a row wins, so those that need more columns come before those that need fewer.
 COMPARISON_FORMATS: dict[str, Format] = {
     "tldr_comparisons": _format("info", "summaries", "choice", read=pairs.tldr_comparisons),
     "webgpt": _format(
@@ -68,7 +68,7 @@ COMPARISON_FORMATS: dict[str, Format] = {
     "alpaca_eval": _format("instruction", "output_1", "output_2", "preference", read=pairs.alpaca_eval),
     "llmbar": _format("input", "output_1", "output_2", "label", read=pairs.llmbar),
     "pandalm": _format("instruction", "response1", "response2", "annotator1", read=pairs.pandalm),
-    # As pandalm, one comparison per labeler: only by name.
+    # Like pandalm, but with one comparison per labeler. It is only used if named.
     "pandalm_votes": _format("instruction", "response1", "response2", "annotator1", read=pairs.pandalm_votes),
     "autoj": _format("prompt", "response 1", "response 2", "label", read=pairs.autoj),
     "tulu_human": _format("prompt", "completion_a", "completion_b", "preference", read=pairs.tulu_human),

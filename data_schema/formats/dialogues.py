@@ -1,4 +1,4 @@
-"""Conversations that are not in `messages`: ShareGPT, LIMA, UltraChat, Guanaco's text, and OASST's trees."""
+"""Conversations that are not in a `messages` column: ShareGPT, LIMA, UltraChat, Guanaco's text and OASST's trees."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -70,11 +70,11 @@ def _sharegpt(row: Row) -> tuple[Message, ...]:
 
 
 def sharegpt_demonstration(row: Row, origin: Origin) -> Outcome:
-    """Up to the last answer: people often left after a question, or the page was cut there."""
+    """The conversation up to the last answer: many end with a question, where the user left or the page was cut."""
     turns = _sharegpt(row)
     spoken = [message for message in turns if message.role != "system"]
     if spoken[:1] and spoken[0].role == "assistant":
-        return Drop("starts with the assistant")  # a page cut at its beginning
+        return Drop("starts with the assistant")  # the start of the page was cut off
     ended = turns[:-1] if turns and turns[-1].role == "user" else turns
     return _talk(ended, row, origin, "conversations", "system")
 
@@ -83,7 +83,7 @@ def sharegpt_prompt(row: Row, origin: Origin) -> Outcome:
     return _opening(_sharegpt(row), row, origin, "conversations", "system")
 
 
-# ---- LIMA and UltraChat: a list of texts, the user's first
+# ---- LIMA and UltraChat: a list of texts, starting with the user's
 
 
 def turns_readers(column: str) -> dict[type, Reader]:
@@ -107,7 +107,7 @@ def _is_texts(column: str) -> Any:
     return lambda row: isinstance(row[column], list) and bool(row[column]) and isinstance(row[column][0], str)
 
 
-# ---- Guanaco: "### Human: .. ### Assistant: .." in one text, or the last answer apart
+# ---- Guanaco: "### Human: .. ### Assistant: .." in one text, or with the last answer in a separate column
 
 GUANACO_MARK = re.compile(r"###\s*(Human|Assistant):")
 
@@ -125,7 +125,7 @@ def _guanaco(text: str, column: str) -> list[Message]:
     if start.strip() or not parts:
         raise DataError(f"'{column}' must start with '### Human:', found {describe(text)}", field=column)
     speakers, texts = parts[0::2], [part.strip() for part in parts[1::2]]
-    if speakers[-1] == "Assistant" and not texts[-1]:  # where the answer is to be written
+    if speakers[-1] == "Assistant" and not texts[-1]:  # the place for an answer
         speakers, texts = speakers[:-1], texts[:-1]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
@@ -162,7 +162,7 @@ def _best_answer(node: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _replies(node: dict[str, Any]) -> list[dict[str, Any]]:
-    """The replies that people wrote and that passed their review."""
+    """The replies that people wrote and that passed review."""
     replies = check_list(node.get("replies") or [], "replies")
     return [reply for reply in replies if isinstance(reply, dict) and _is_human_and_passed(reply)]
 
@@ -172,7 +172,7 @@ def _is_human_and_passed(node: dict[str, Any]) -> bool:
 
 
 def _threads(node: dict[str, Any], before: tuple[Message, ...] = ()) -> Iterator[tuple[Message, ...]]:
-    """Every way from this question to a last answer, along the best answers; people's replies branch."""
+    """Every path from this question to a last answer. It follows the best answers and branches at people's replies."""
     asked = (*before, Message("user", check_text(node.get("text"), "text")))
     answer = _best_answer(node)
     if answer is None:
@@ -224,7 +224,7 @@ def _oasst_meta(row: Row, root: dict[str, Any]) -> dict[str, Any]:
 
 
 def gather_trees(rows: NumberedRows) -> NumberedRows:
-    """Trees, as in the export, from a table of messages in any order. A tree has the number of its first message."""
+    """Trees, as in the export, from a table of messages in any order. A tree gets its first message's row number."""
     messages: dict[str, tuple[int, dict[str, Any]]] = {}
     replies: dict[str, list[str]] = {}
     for number, row in rows:

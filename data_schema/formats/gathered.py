@@ -1,4 +1,4 @@
-"""Comparisons over several rows: SHP (a pair a row), HelpSteer (a rating a row), KTO (good or bad, a row each)."""
+"""Comparisons that span rows. A row of SHP has a pair, of HelpSteer a rating, of KTO an answer marked good or bad."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def _shp_key(row: Row) -> str:
 
 
 def shp(row: Row) -> Ranking:
-    """All comments on a post by their votes. A comment stands in many pairs; it becomes one answer."""
+    """All comments on a post, ranked by votes. A comment occurs in many pairs and becomes one answer."""
     answers: dict[tuple[object, float], object] = {}
     for pair in gathered(row):
         answers |= _shp_answers(pair)
@@ -65,7 +65,7 @@ def _helpsteer_key(row: Row) -> str:
 
 
 def helpsteer(row: Row) -> Ranking | Drop:
-    """All answers to a prompt by helpfulness; the other ratings stay in meta."""
+    """All answers to a prompt, ranked by helpfulness; the other ratings stay in meta."""
     prompt = helpsteer_turns(row)
     if isinstance(prompt, Drop):
         return prompt
@@ -78,16 +78,16 @@ def helpsteer(row: Row) -> Ranking | Drop:
 gather_helpsteer: Gather = gather_by(_helpsteer_key)
 
 
-# ---- KTO: whether the one answer of a row is good
+# ---- KTO: one answer per row, marked good or bad
 
 KTO_COLUMNS = ("label", "tag", "kto_tag")
 
 
-MARKS = {True: True, False: False, "true": True, "false": False}  # CSV has texts only
+MARKS = {True: True, False: False, "true": True, "false": False}  # CSV has only texts
 
 
 def _marks(row: Row) -> list[bool]:
-    """What the columns for it say of the row's answer: one value, as a rule; none where they hold something else."""
+    """The marks that a row's columns give its answer: usually one; none if the columns have other values."""
     values = [row.get(column) for column in KTO_COLUMNS]
     words = [value.strip().lower() if isinstance(value, str) else value for value in values]
     return [MARKS[word] for word in words if isinstance(word, bool | str) and word in MARKS]
@@ -116,7 +116,7 @@ def _kto_parts(row: Row) -> tuple[tuple[Message, ...], object, bool]:
 
 
 def _last(turns: object, column: str, key: str) -> object:
-    """What stands in the last turn, which may be unusable."""
+    """The content of the last turn, which may be unusable."""
     last = check_list(turns, column)[-1:]
     if not last or not isinstance(last[0], dict) or key not in last[0]:
         raise DataError(f"'{column}' must end with an answer that has '{key}', found {describe(turns)}", field=column)
@@ -129,7 +129,7 @@ def _kto_meta(row: Row) -> dict[str, Any]:
 
 
 def kto(row: Row) -> Ranking | list[Drop]:
-    """The good answers of a prompt above its bad ones; a prompt that has only one sort compares nothing."""
+    """A prompt's good answers, ranked above its bad ones. A prompt with only one kind gives no comparison."""
     parts = [_kto_parts(judged) for judged in gathered(row)]
     if len({good for *_, good in parts}) == 1:
         return [Drop("unpaired answer")] * len(parts)

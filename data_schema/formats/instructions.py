@@ -1,7 +1,7 @@
 """One prompt, one answer: Dolly, GPTeacher, Self-Instruct, FLAN and its chains of thought, P3, Super-Natural
 Instructions.
 
-Right answers beyond the first, answer choices, task names and the like stay in `meta`, where evaluation finds them.
+Further right answers, answer choices, task names and the like stay in `meta`, where evaluation finds them.
 """
 
 import string
@@ -25,7 +25,7 @@ from data_schema.formats.parts import (
 )
 from data_schema.records import Demonstration, Message, Prompt, check_text, describe
 
-# ---- one text column asks, another answers
+# ---- a column for the question and one for the answer
 
 
 def pair_readers(question: str, answer: str, system: str | None = None) -> dict[type, Reader]:
@@ -82,7 +82,7 @@ def _first_text(value: object, name: str) -> str:
 
 
 def _references(instance: dict[str, Any], name: str) -> list[str]:
-    """All right answers. Most tasks list them, a few have one text."""
+    """All right answers. Most tasks list them; a few have a single text."""
     output = instance.get("output", [])
     return [check_text(text, f"{name}.output") for text in (output if isinstance(output, list) else [output])]
 
@@ -98,7 +98,7 @@ def _superni_prompt(row: Row, origin: Origin, few_shot: bool) -> Prompt:
     content = _few_shot(row, definition, question) if few_shot else _defined(definition, question)
     meta = rest(row, "Definition", "Instances", "Positive Examples", "Negative Examples", "Contributors", "URL")
     meta |= {"instance": instance.get("id"), "references": _references(instance, name)}
-    # The file is the task; a subset of it is called task7_name.train, for example.
+    # The file name is the task; a subset is called task7_name.train, for example.
     task = origin.id.rpartition(":")[0].partition(".")[0]
     return Prompt(*at, prompt=(Message("user", content),), group=task, meta=meta)
 
@@ -136,7 +136,7 @@ def superni_readers(few_shot: bool) -> dict[type, Reader]:
 
 
 def natural_instructions_prompt(row: Row, origin: Origin) -> Prompt:
-    """The flat form of the hub, where each row is one instance with one of its answers."""
+    """The flat form on the hub, where each row is one instance with one of its answers."""
     content = _defined(_first_text(row["definition"], "definition"), _optional_text(row, "inputs"))
     meta = rest(row, "definition", "inputs", "targets")
     return Prompt(*origin, prompt=(Message("user", content),), group=row.get("task_name"), meta=meta)
@@ -150,7 +150,7 @@ def natural_instructions_demonstration(row: Row, origin: Origin) -> Outcome:
 
 
 def _cot_cell(row: Row, column: str) -> str:
-    return text_of(row, column).replace("\\n", "\n")  # the files spell a newline as backslash and n
+    return text_of(row, column).replace("\\n", "\n")  # the files write a newline as backslash and n
 
 
 def cot_prompt(row: Row, origin: Origin) -> Prompt:
@@ -175,13 +175,13 @@ def cot_direct_demonstration(row: Row, origin: Origin) -> Outcome:
 
 def p3_prompt(row: Row, origin: Origin) -> Prompt | Drop:
     if row.get("is_correct") is False:
-        return Drop("a wrong answer choice")  # the subsets for scoring hold every choice
+        return Drop("a wrong answer choice")  # the subsets for scoring contain every choice
     question, answer = (row[column] for column in ("inputs_pretokenized", "targets_pretokenized"))
     for column, text in (("inputs_pretokenized", question), ("targets_pretokenized", answer)):
         if not isinstance(text, str):
             raise DataError(f"'{column}' must be text, found {describe(text)}", field=column)
     if not question.strip() or not answer.strip():
-        return Drop("empty input or target")  # templates with a condition leave rows out in this way
+        return Drop("empty input or target")  # templates with a condition exclude rows this way
     at = Origin(f"{origin.id}:{row['template']}", origin.source) if row.get("template") else origin
     meta = rest(row, "inputs", "targets", "inputs_pretokenized", "targets_pretokenized", "group")
     return Prompt(*at, prompt=(Message("user", question.strip()),), group=row.get("group"), meta=meta)

@@ -1,7 +1,7 @@
-"""OpenAssistant's trees as comparisons: people ranked the replies to each message of a prompter, 0 the best.
+"""OpenAssistant's trees as comparisons: people ranked the replies to each message of a prompter, 0 being the best.
 
-The conversation down to that message is the prompt. Replies without a rank, deleted ones and such that failed their
-review are left out and counted; the ranked ones that a model wrote stay, since people ranked them.
+The conversation up to that message is the prompt. Replies that have no rank, were deleted or failed their review are
+dropped and counted. Ranked replies that a model wrote are kept, since people ranked them.
 """
 
 from collections.abc import Iterator
@@ -37,8 +37,8 @@ def _role(message: Row) -> str:
 
 
 def _questions(tree: Row) -> Iterator[Question | Drop]:
-    """Depth first, as a reader would go; what hangs below a message that is left out goes with it."""
-    if "prompt" not in tree:  # a table's message that no tree was grown of
+    """Depth first, as a reader would go; the messages below one that is dropped are left out with it."""
+    if "prompt" not in tree:  # a message of a table that belongs to no tree
         parent = tree.get("parent_id")
         raise DataError(f"the message it replies to is not there, found parent_id {parent}", field="parent_id")
     if tree.get("tree_state") not in (None, "ready_for_export"):

@@ -40,7 +40,7 @@ def two(row: Row, first: str, second: str) -> tuple[Any, Any]:
 
 
 def alpaca_eval(row: Row) -> Ranking:
-    """AlpacaFarm and AlpacaEval. A fraction is how sure the judge was of the second answer, 1.5 not at all."""
+    """AlpacaFarm and AlpacaEval. A fraction says how sure the judge was of the second answer; 1.5 is undecided."""
     meta = rest(row, "instruction", "input", "output_1", "output_2")
     prompt, answers = alpaca_turns(row), two(row, "output_1", "output_2")
     preference = value_of(row, "preference")
@@ -110,7 +110,7 @@ HELPSTEER_MARK = re.compile(r"\s*<extra_id_1>(User|Assistant)\s*")
 
 
 def helpsteer_turns(row: Row) -> tuple[Message, ...] | Drop:
-    """HelpSteer2 writes longer conversations into `prompt`, with a mark before each turn but the first."""
+    """HelpSteer2 puts whole conversations in `prompt`, with a mark before each turn except the first."""
     first, *parts = HELPSTEER_MARK.split(text_of(row, "prompt"))
     speakers, texts = ["User", *parts[0::2]], [first, *parts[1::2]]
     if speakers != ["User" if i % 2 == 0 else "Assistant" for i in range(len(speakers))] or len(speakers) % 2 == 0:
@@ -121,7 +121,7 @@ def helpsteer_turns(row: Row) -> tuple[Message, ...] | Drop:
 
 
 def helpsteer2_preference(row: Row) -> Ranking | Drop:
-    """Strengths from -3 (the first is much better) to 3 (the second is)."""
+    """Strengths from -3 (the first is much better) to 3 (the second is much better)."""
     strength = number_of(row, "preference_strength")
     prompt = helpsteer_turns(row)
     if isinstance(prompt, Drop):
@@ -134,7 +134,7 @@ def helpsteer2_preference(row: Row) -> Ranking | Drop:
 
 
 def bpo(row: Row) -> Ranking:
-    """The answers are to the prompt before it was optimised."""
+    """The answers belong to the prompt before it was optimised."""
     meta = rest(row, "prompt", "instruction", "context", "good_res", "bad_res")
     prompt = user(row, "prompt") if "prompt" in row else alpaca_turns({**row, "input": row.get("context")})
     return Ranking(prompt, two(row, "good_res", "bad_res"), FIRST, meta)
@@ -154,7 +154,7 @@ def _sharegpt_answer(row: Row, column: str) -> object:
 
 
 def sharegpt_preference(row: Row) -> Ranking:
-    """LLaMA-Factory's: a conversation in ShareGPT's words, and two last turns."""
+    """LLaMA-Factory's form: a ShareGPT conversation, and two candidates for the last turn."""
     lead = (Message("system", text_of(row, "system")),) if row.get("system") else ()
     prompt = (*lead, *sharegpt_messages(row["conversations"], "conversations"))
     answers = _sharegpt_answer(row, "chosen"), _sharegpt_answer(row, "rejected")
@@ -190,7 +190,7 @@ def _last_text(value: Any) -> object:
 
 
 def scored_preference(row: Row) -> Ranking | Drop:
-    """UltraFeedback binarized: where the scores are equal, which answer was called chosen is chance."""
+    """UltraFeedback binarized: if the scores are equal, it is chance which answer was called chosen."""
     scores = _pair_scores(row)
     if scores is None:
         raise DataError("'score_chosen' and 'score_rejected' are missing", field="score_chosen")
@@ -207,7 +207,7 @@ def scored_preference(row: Row) -> Ranking | Drop:
 
 
 def tldr_prompt(info: Row) -> tuple[Message, ...]:
-    """A post as Stiennon et al. 2020 put it to their models; CNN/DM has articles (summarize-from-feedback)."""
+    """A post in the form of Stiennon et al. 2020; CNN/DM has articles instead (summarize-from-feedback)."""
     missing = [key for key in ("subreddit", "title", "post") if not isinstance(info.get(key), str)]
     if isinstance(info.get("article"), str):
         text = f"Article:\n\n{info['article']}\n\nTL;DR:"
@@ -229,7 +229,7 @@ def tldr_comparisons(row: Row) -> Ranking:
     }
     return Ranking(
         tldr_prompt(info),
-        # The space before them is GPT-2's; templates say what stands between prompt and answer.
+        # The space before them is for GPT-2; here, templates define what comes between prompt and answer.
         [text.strip() if isinstance(text, str) else text for text in texts],
         one_of(row, "choice", {0: FIRST, 1: SECOND}),
         meta,
@@ -239,7 +239,7 @@ def tldr_comparisons(row: Row) -> Ranking:
 
 
 def webgpt(row: Row) -> Ranking:
-    """Scores from -1 to 1. `tokens_*` are prompts and answers once more, as GPT-2's ids."""
+    """Scores from -1 to 1. `tokens_*` repeat the prompts and answers as GPT-2 token ids."""
     question = object_of(row, "question")
     meta = rest(row, "question", "answer_0", "answer_1", "tokens_0", "tokens_1")
     return Ranking(

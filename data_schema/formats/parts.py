@@ -1,4 +1,4 @@
-"""What the readers of published formats share: their outcome, and the parts they take from a row."""
+"""Shared by the readers of published formats: their results, and functions that extract parts of a row."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ class Drop(NamedTuple):
 
 
 class Origin(NamedTuple):
-    id: str  # what the record is to be called
+    id: str  # the id that the record gets
     source: str
 
 
 Outcome = Record | Drop | Sequence[Record | Drop]
 Reader = Callable[[Row, Origin], Outcome]
-# (row number from 1, row or what is wrong with it)
+# (row number from 1, row or its error)
 NumberedRows = Iterator[tuple[int, Row | DataError]]
 Gather = Callable[[NumberedRows], NumberedRows]
 
@@ -30,10 +30,10 @@ class Format(NamedTuple):
     columns: frozenset[str]  # a row of this format has at least these ..
     looks_right: Callable[[Row], bool]  # .. and passes this
     readers: dict[type, Reader]
-    # Rows as the file has them (with all `columns`) -> rows as the readers want them: what belongs together in one row,
-    # or the parts of a row in rows of their own. DataErrors pass through. `skip` and `limit` count what comes out.
+    # Rows of the file (with all `columns`) -> rows for the readers: rows that belong together merged into one, or the
+    # items of a row as separate rows. DataErrors pass through. `skip` and `limit` count the resulting rows.
     gather: Gather | None = None
-    header: tuple[str, ...] | None = None  # the cells of a .tsv without a header line, for a format that has none
+    header: tuple[str, ...] | None = None  # columns of a .tsv, for a format without a header line
 
 
 def text_of(row: Row, column: str) -> str:
@@ -43,7 +43,7 @@ def text_of(row: Row, column: str) -> str:
 
 
 def rest(row: Row, *used: str) -> dict[str, Any]:
-    """The columns that no field holds. Hub rows fill columns that a row lacks with None; such say nothing."""
+    """The columns not used for a field. None is left out: hub rows have it in columns that a row lacks."""
     return {key: value for key, value in row.items() if key not in used and value is not None}
 
 
@@ -51,7 +51,7 @@ NO_INPUT = re.compile(r"\W*(no ?input|n/?a|none|not applicable)\W*", re.IGNORECA
 
 
 def with_input(instruction: str, context: str) -> str:
-    """Instruction and input as one message; an input that only says that there is none counts as none."""
+    """Instruction and input as one message; an input that only says there is none, such as "n/a", is ignored."""
     return instruction if not context.strip() or NO_INPUT.fullmatch(context) else f"{instruction}\n\n{context}"
 
 
@@ -65,22 +65,22 @@ FILLED_TEXT = re.compile(_FILLED + r"(?P<answer>.*)", re.DOTALL)
 
 
 def unwrapped(prompt: str) -> str:
-    """A prompt without Stanford's template around it, so that none is put around another."""
+    """A prompt without Stanford's template around it, so that templates are not nested."""
     filled = FILLED_PROMPT.fullmatch(prompt)
     return with_input(filled["instruction"], filled["input"] or "") if filled else prompt
 
 
 def prompt_of(row: Row) -> tuple[Message, ...]:
-    """The column `prompt`, text or messages."""
+    """The column `prompt`, which is text or messages."""
     if isinstance(row.get("prompt"), list):
         return parse_messages(row["prompt"], "prompt")
     return (Message("user", unwrapped(text_of(row, "prompt"))),)
 
 
 def spread(column: str) -> Gather:
-    """A gather that gives every item of the list in `column` a row of its own, which holds (position, item) there.
+    """A gather that gives every item of the list in `column` its own row, with (position, item) in that column.
 
-    A row without such a list stays as it is; `item_of` complains about it.
+    A row without such a list stays unchanged; `item_of` raises an error for it.
     """
 
     def rows_of_items(rows: NumberedRows) -> NumberedRows:
@@ -94,7 +94,7 @@ def spread(column: str) -> Gather:
 
 
 def item_of(row: Row, column: str, origin: Origin) -> tuple[str, dict[str, Any], Origin]:
-    """(name in errors, item, its origin) of a row that `spread` made. Raises DataError when the item is no object."""
+    """(name in errors, item, its origin) of a row from `spread`. Raises DataError if the item is not an object."""
     if not isinstance(row[column], tuple):
         raise DataError(f"'{column}' must be a list, found {describe(row[column])}", field=column)
     i, item = row[column]

@@ -1,4 +1,4 @@
-"""Pairs of a chosen and a rejected answer: HH-RLHF's transcripts, and preference rows as TRL and others take them."""
+"""Pairs of a chosen and a rejected answer: HH-RLHF's transcripts, and preference rows as used by TRL and others."""
 
 import hashlib
 import re
@@ -19,12 +19,12 @@ from data_schema.records import (
 
 # ---- Anthropic HH-RLHF: two transcripts
 
-# Only with the empty line: people also write "Human:" inside a turn.
+# The empty line is required: people also write "Human:" inside a turn.
 HH_MARK = re.compile(r"\n\n(Human|Assistant):")
 
 
 def hh_transcript(transcript: str) -> tuple[tuple[Message, ...], str] | Drop:
-    """(the messages up to the last answer, the last answer), or why not."""
+    """(the messages up to the last answer, the last answer), or the reason to drop the row."""
     start, *parts = HH_MARK.split(transcript)
     speakers, texts = parts[0::2], [text.strip() for text in parts[1::2]]
     expected = ["Human" if i % 2 == 0 else "Assistant" for i in range(len(speakers))]
@@ -38,7 +38,7 @@ def hh_transcript(transcript: str) -> tuple[tuple[Message, ...], str] | Drop:
 
 
 def _hh_group(prompt: Sequence[Message]) -> str:
-    """Dialogues that open alike are one: the data set holds many continuations of one first question."""
+    """Dialogues with the same first question form a group: the data set has many continuations of each."""
     return hashlib.sha256(normalise(prompt[0].content).encode()).hexdigest()[:16]
 
 
@@ -82,7 +82,7 @@ def hh_prompt(row: Row, origin: Origin) -> Outcome:
     return Prompt(*origin, prompt=chosen[0], group=_hh_group(chosen[0]), meta=rest(row, "chosen", "rejected"))
 
 
-# ---- preference: chosen and rejected, text or messages, with the prompt apart or inside both
+# ---- preference: chosen and rejected as text or messages, with the prompt in its own column or inside both
 
 
 def _answer_of(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tuple[tuple[Message, ...], str]:
@@ -97,7 +97,7 @@ def _answer_of(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tup
     inside, answer = messages[:-1], messages[-1].content
     if not inside and prompt is not None:
         return prompt, answer
-    # A text prompt may stand for a whole conversation (Tulu, UltraFeedback): the messages say more, if they hold it.
+    # A text prompt may be only one turn of the conversation (Tulu, UltraFeedback): use the messages if they contain it.
     repeats = prompt is None or inside == prompt or (isinstance(row["prompt"], str) and prompt[0] in inside)
     if not repeats:
         raise DataError(

@@ -1,9 +1,9 @@
-"""Templates of promptsource (T0's prompts), applied to the raw rows of the data set that they are for.
+"""Templates of promptsource (T0's prompts), applied to the raw rows of their data set.
 
-A template file is YAML: `templates`, each with `name`, `jinja` (input and target, with "|||" between them) and
-`answer_choices` (Jinja too, "|||" between them; None where there are none). What comes out are rows of format `p3`.
+A template file is YAML: `templates`, each with `name`, `jinja` (input and target, separated by "|||") and
+`answer_choices` (also Jinja, separated by "|||"; None if there are none). The results are rows of format `p3`.
 We differ from promptsource: (1) nothing is cut, while its default cuts every variable to 2,048 characters; (2) a
-variable that the row lacks is an error, not nothing; (3) `choice` draws by the row, so that each reading draws alike.
+variable that the row lacks is an error, not empty; (3) `choice` is seeded by the row, so each reading gives the same.
 """
 
 import json
@@ -19,7 +19,7 @@ from data_schema.formats.parts import NumberedRows, Row
 from data_schema.locations import places
 
 SEPARATOR = "|||"
-# Stands for a separator inside the data while a template is filled: a code point that is no character.
+# Replaces a separator inside the data while a template is filled: a code point that is not a character.
 PROTECTED = "\ufdd0\ufdd0\ufdd0"
 DRAW = "_draw"  # the variable that holds the row's random generator
 
@@ -31,37 +31,37 @@ class PromptTemplate(NamedTuple):
 
 
 def find_templates(where: str) -> tuple[Path, str | None]:
-    """(file, template name if any) of "file.yaml#name". Raises DataError when there is no such file."""
+    """(file, template name if any) of "file.yaml#name". Raises DataError if the file does not exist."""
     path, _, name = where.partition("#")
     for candidate in places(path):
         if candidate.is_file():
             return candidate, name or None
-    raise DataError(f"{path}: no such file of promptsource templates; check the path", field="promptsource")
+    raise DataError(f"{path}: no such promptsource template file; check the path", field="promptsource")
 
 
 def read_templates(where: str) -> list[PromptTemplate]:
-    """The template named by "file.yaml#name", or all of "file.yaml". Raises DataError naming file and cure."""
+    """The template named by "file.yaml#name", or all of "file.yaml". Raises DataError naming file and fix."""
     import yaml
 
     path, wanted = find_templates(where)
 
     class Loader(yaml.SafeLoader):
-        """Tags such as !Template say nothing that the keys do not."""
+        """Ignores tags such as !Template, which say nothing that the keys do not."""
 
     Loader.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_mapping(node, deep=True))
     try:
         content = yaml.load(path.read_text("utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         told = " ".join(str(error).split())
-        raise DataError(f"{path}: not YAML ({told}); repair it", field="promptsource") from None
+        raise DataError(f"{path}: not YAML ({told}); fix it", field="promptsource") from None
     found = content.get("templates") if isinstance(content, dict) else None
     if not isinstance(found, dict) or not found:
-        raise DataError(f"{path}: holds no 'templates'; give a templates.yaml of promptsource", field="promptsource")
+        raise DataError(f"{path}: has no 'templates'; give a templates.yaml of promptsource", field="promptsource")
     templates: dict[str, PromptTemplate] = {}
     for key, entry in found.items():
         name, jinja = (entry.get("name"), entry.get("jinja")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(jinja, str):
-            raise DataError(f"{path}: template {key} has no text 'name' and 'jinja'; repair it", field="promptsource")
+            raise DataError(f"{path}: template {key} needs text in 'name' and 'jinja'; fix it", field="promptsource")
         templates[name] = PromptTemplate(name, jinja, entry.get("answer_choices") or None)
     if wanted is None:
         return list(templates.values())
@@ -73,7 +73,7 @@ def read_templates(where: str) -> list[PromptTemplate]:
 
 
 def prompted(rows: Callable[[], NumberedRows], where: str, stem: str) -> NumberedRows:
-    """Rows of format `p3`: each of `rows` once for each template of `where`; those of one row share a group."""
+    """Rows of format `p3`: one for each of `rows` and each template of `where`; those of one row share a group."""
     templates = read_templates(where)
 
     def filled() -> NumberedRows:
@@ -87,7 +87,7 @@ def prompted(rows: Callable[[], NumberedRows], where: str, stem: str) -> Numbere
 
 
 def fill(template: PromptTemplate, row: Row, group: str) -> Row | DataError:
-    """The row that `template` makes of `row`: what it leaves empty stays empty. A DataError when it does not fit."""
+    """The row that `template` makes of `row`, which may have empty texts. A DataError if the template does not fit."""
     import jinja2
 
     seed = json.dumps([template.name, row], sort_keys=True, default=str)
@@ -106,7 +106,7 @@ def fill(template: PromptTemplate, row: Row, group: str) -> Row | DataError:
         )
     if len(parts) > 2:
         return DataError(
-            f"template '{template.name}' gives {len(parts)} parts, not input and target; repair it",
+            f"template '{template.name}' gives {len(parts)} parts, not input and target; fix it",
             field="promptsource",
             reason=f"template '{template.name}' does not give input and target",
         )
@@ -125,7 +125,7 @@ def _compiled(source: str) -> Any:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    # Templates come from strangers: the sandbox keeps them from everything but the row.
+    # Templates are not trusted: the sandbox gives them access to the row only.
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
     environment.globals["zip"] = zip
     environment.filters["choice"] = jinja2.pass_context(lambda context, items: context[DRAW].choice(items))
@@ -134,7 +134,7 @@ def _compiled(source: str) -> Any:
 
 
 def _lacking(template: PromptTemplate, row: Row) -> str:
-    """'; the row lacks ..' with the template's columns that it lacks."""
+    """'; the row lacks ..' with the template's columns that are missing from the row, or ''."""
     import jinja2
     from jinja2 import meta
 
@@ -156,7 +156,7 @@ def _most_frequent(items: list[Any]) -> list[Any]:
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:
-    """`value` with `old` for `new` in every text inside it."""
+    """`value` with `old` replaced by `new` in every text inside it."""
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, list):

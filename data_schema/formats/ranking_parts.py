@@ -1,7 +1,7 @@
-"""What the readers of comparison data share: a row's prompt, answers and scores, made into any kind of record.
+"""Shared by the readers of comparison data: turn a row's prompt, answers and scores into any kind of record.
 
-A reader of comparison data says what stands in a row: a `Ranking`, a `Drop`, or a list of these. `readers` makes
-comparisons, demonstrations (the best answer) and prompts of it, and leaves out the same things for every format.
+A reader of comparison data returns a row's `Ranking`, a `Drop`, or a list of these. `readers` makes comparisons,
+demonstrations (the best answer) and prompts from them, and drops rows by the same rules for every format.
 """
 
 import math
@@ -20,13 +20,13 @@ class Ranking(NamedTuple):
     """One prompt, its answers as the row has them, and how good each was found."""
 
     prompt: tuple[Message, ...]
-    answers: Sequence[object]  # texts; what else stands there is left out and counted
-    scores: Sequence[float | None]  # one per answer, higher is better; None: nobody judged it
+    answers: Sequence[object]  # texts; other values are dropped and counted
+    scores: Sequence[float | None]  # one per answer, higher is better; None: not judged
     meta: dict[str, Any]
     group: str | None = None
     labeler: str | None = None
     margin: float | None = None
-    unclear: str | None = None  # why nobody can tell which answer is better; scores then mean nothing
+    unclear: str | None = None  # why the better answer is unknown; scores are then ignored
 
 
 Read = Callable[[Row], Ranking | Drop | Sequence[Ranking | Drop]]
@@ -45,7 +45,7 @@ def value_of(row: Row, column: str) -> Any:
 
 def number_of(row: Row, column: str) -> float:
     value = value_of(row, column)
-    if isinstance(value, str):  # CSV has no other numbers
+    if isinstance(value, str):  # CSV has numbers only as text
         with suppress(ValueError):
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -54,11 +54,11 @@ def number_of(row: Row, column: str) -> float:
 
 
 def one_of(row: Row, column: str, meanings: Mapping[Any, T]) -> T:
-    """What the value of `column` means. Raises DataError, which lists the values there may be, for any other."""
+    """The meaning of the value of `column`. Raises DataError, listing the allowed values, for any other value."""
     value = value_of(row, column)
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)
-    # Python holds true to be 1, and a list to be no key.
+    # In Python, True equals 1, and a list cannot be a key.
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value not in meanings:
         allowed = ", ".join(str(key) for key in meanings)
         raise DataError(f"'{column}' must be one of {allowed}, found {describe(row[column])}", field=column)
@@ -80,7 +80,7 @@ def objects_of(row: Row, column: str) -> list[Row]:
 
 
 def group_of(value: object) -> str | None:
-    """An id of a post, tree or question as a group; None where there is none."""
+    """An id of a post, tree or question as a group; None if it is missing or empty."""
     return None if value is None or str(value).strip() == "" else str(value)
 
 
@@ -88,16 +88,16 @@ def group_of(value: object) -> str | None:
 
 
 def why_unusable(answer: object) -> str | None:
-    """Why an answer can be no response, or None. Published sets hold empty answers and JSON's true."""
+    """Why an answer cannot be a response, or None. Published data contain empty answers and JSON's true."""
     if answer is None or (isinstance(answer, str) and not answer.strip()):
         return "empty response"
     return None if isinstance(answer, str) else "response is not text"
 
 
 def _ranked(ranking: Ranking) -> tuple[list[tuple[str, float]], list[Drop]]:
-    """Two or more answers of different scores and texts (or none at all), and what was left out.
+    """Two or more answers with different scores and texts (or none at all), and the drops.
 
-    Of the same text twice with one score the first is kept; with different scores nobody knows, and neither is.
+    Of equal texts with the same score the first is kept; with different scores all are dropped.
     """
     judged: list[tuple[str, float]] = []
     left_out: list[Drop] = []
@@ -136,7 +136,7 @@ def _comparison(ranking: Ranking, origin: Origin) -> list[Record | Drop]:
     if ranking.unclear:
         return [Drop(ranking.unclear)]
     kept, left_out = _ranked(ranking)
-    if not kept:  # a row of two answers is one row dropped, whatever is wrong with both
+    if not kept:  # a row of two answers counts as one drop, even if both are unusable
         return [*(left_out[:1] if len(ranking.answers) == 2 else left_out)]
     order = sorted({score for _, score in kept}, reverse=True)
     record = Comparison(
@@ -153,7 +153,7 @@ def _comparison(ranking: Ranking, origin: Origin) -> list[Record | Drop]:
 
 
 def _demonstration(ranking: Ranking, origin: Origin) -> list[Record | Drop]:
-    """The best answer, the first of equals; a single one need not be judged."""
+    """The best answer, the first one if several are equal; a single answer needs no score."""
     if ranking.unclear:
         return [Drop(ranking.unclear)]
     scores = [score for score in ranking.scores if score is not None]
@@ -192,7 +192,7 @@ def _reader(read: Read, make: Callable[[Ranking, Origin], list[Record | Drop]]) 
 
 
 def readers(read: Read) -> dict[type, Reader]:
-    """What gives each kind of record from the rankings that `read` finds in a row."""
+    """A reader for each kind of record, using the rankings that `read` finds in a row."""
     makers = {Comparison: _comparison, Demonstration: _demonstration, Prompt: _prompt}
     return {kind: _reader(read, make) for kind, make in makers.items()}
 
@@ -203,10 +203,10 @@ GATHERED = "gathered rows"
 
 
 def gather_by(key: Callable[[Row], Hashable]) -> Gather:
-    """Rows of the same key -> the first of them, with all of them in the column GATHERED.
+    """Merge rows with the same key into the first of them, with all of them in the column GATHERED.
 
-    `key` raises DataError for a row that no reader could use: such a row stays alone, so that its error names its own
-    place. Holds all rows in memory, since rows of one prompt need not stand together.
+    `key` raises DataError for a row that no reader could use. Such a row stays separate, so that its error names its
+    own place. All rows are kept in memory, since rows of one prompt need not be adjacent.
     """
 
     def gather(rows: NumberedRows) -> NumberedRows:

@@ -11,7 +11,7 @@ from data_schema.records import Message, check_list, describe
 
 
 def nectar(row: Row) -> Ranking | Drop:
-    """The prompt is a transcript like HH-RLHF's that ends where the assistant is to speak."""
+    """The prompt is a transcript like HH-RLHF's that ends at the assistant's turn."""
     answers = objects_of(row, "answers")
     meta = {
         **rest(row, "prompt", "answers", "num_responses"),
@@ -41,11 +41,11 @@ def _score(completion: Row, column: str) -> float | None:
 
 
 def ultrafeedback(row: Row) -> Ranking:
-    """By the mean rating, since some thousand overall scores were published as a wrong 10; without ratings by those."""
+    """Ranked by mean rating, since some thousand published overall scores are a wrong 10; by those without ratings."""
     completions = objects_of(row, "completions")
     scores = [_mean_rating(completion) for completion in completions]
     overall = [_score(completion, "overall_score") for completion in completions]
-    if overall.count(None) < scores.count(None):  # the two have other scales: one for all answers
+    if overall.count(None) < scores.count(None):  # their scales differ: use one for all answers
         scores = overall
     meta = {
         **rest(row, "instruction", "completions", "models"),
@@ -72,7 +72,7 @@ def _qa_prompt(row: Row) -> tuple[Message, ...]:
 def weak_order(verdicts: list[int], n_answers: int) -> list[float] | None:
     """Scores that agree with all verdicts (0 equal, 1 first better, 2 second) on pairs 1v2, 1v3, .., or None.
 
-    In a weak order wins minus losses sort the answers as the order does, so only that candidate needs a look.
+    In a weak order, wins minus losses sort the answers in that order, so only this candidate has to be checked.
     """
     pairs = list(combinations(range(n_answers), 2))
     scores = [0.0] * n_answers
@@ -110,7 +110,7 @@ def is_reward_bench_2(row: Row) -> bool:
 
 
 def reward_bench_2(row: Row) -> Ranking:
-    """Lists of right and of wrong answers."""
+    """Ranks a list of right answers above a list of wrong ones."""
     chosen, rejected = check_list(row["chosen"], "chosen"), check_list(row["rejected"], "rejected")
     scores = [1.0] * len(chosen) + [0.0] * len(rejected)
     return Ranking(prompt_of(row), [*chosen, *rejected], scores, rest(row, "prompt", "chosen", "rejected"))

@@ -1,8 +1,8 @@
-"""Published formats: one function turns a row into one kind of record, one table says which format is which.
+"""Published formats: functions that turn a row into one kind of record, and the table by which formats are recognised.
 
-To add a format: write `name_kind(row, origin)` and give FORMATS a row. A function returns a record, a `Drop` for a
-trap that the format is known for (always dropped and counted), or a list of these where one row holds several records
-(a tree, a task file). It raises DataError for everything else that is wrong. What no field holds goes into `meta`.
+To add a format: write `name_kind(row, origin)` and add a row to FORMATS. A function returns a record, a `Drop` for a
+known flaw of the format (always dropped and counted), or a list of these if one row contains several records (a tree,
+a task file). It raises DataError for everything else that is wrong. Columns without a field go into `meta`.
 """
 
 from collections import Counter
@@ -71,12 +71,12 @@ GPT3_END = "<|endoftext|>"
 
 
 def _is_gpt3(row: Row) -> bool:
-    """In GPT-3's fine-tuning form ("question\\n\\n", " answer<|endoftext|>"), whose white space only separates."""
+    """Whether the row is in GPT-3's fine-tuning form ("question\\n\\n", " answer<|endoftext|>")."""
     return isinstance(row.get("completion"), str) and row["completion"].rstrip().endswith(GPT3_END)
 
 
 def prompt_completion_demonstration(row: Row, origin: Origin) -> Outcome:
-    """A completion in GPT-3's form loses that form: templates add their own EOS."""
+    """A completion in GPT-3's form loses its white space and end mark, since templates add their own."""
     if isinstance(row["completion"], list):
         answer = parse_messages(row["completion"], "completion")
     else:
@@ -84,7 +84,7 @@ def prompt_completion_demonstration(row: Row, origin: Origin) -> Outcome:
         if _is_gpt3(row):
             text = text.rstrip().removesuffix(GPT3_END).strip()
             if not text:
-                return Drop("empty completion")  # some of P3's templates leave out some rows in this way
+                return Drop("empty completion")  # some of P3's templates exclude rows this way
         answer = (Message("assistant", text),)
     return Demonstration(*origin, messages=(*_asked(row), *answer), meta=rest(row, "prompt", "completion"))
 
@@ -126,7 +126,7 @@ def text_document(row: Row, origin: Origin) -> Outcome:
 
 
 def _has_no_verdict(row: Row) -> bool:
-    """False where a column marks single answers as good or bad (KTO): the bad ones demonstrate nothing."""
+    """False if a column marks single answers as good or bad (KTO), since the bad ones are not demonstrations."""
     return not is_judged(row)
 
 
@@ -138,7 +138,7 @@ def _any(row: Row) -> bool:
     return True
 
 
-# The first that fits a row wins, so what needs more columns stands before what needs fewer.
+# The first format that fits a row wins, so those that need more columns come before those that need fewer.
 FORMATS: dict[str, Format] = {
     "records": Format(
         frozenset({"id", "source"}), _is_own, {**{kind: _own(kind) for kind in KIND_NAMES}, Prompt: _own_prompt}
@@ -223,11 +223,11 @@ def check_format_name(name: str) -> None:
     """Raises DataError unless `name` is "auto" or in FORMATS."""
     if name != "auto" and name not in FORMATS:
         hint = did_you_mean(name, FORMATS)
-        raise DataError(f"no format '{name}'.{hint} There are: auto, {', '.join(FORMATS)}.", field="format")
+        raise DataError(f"unknown format '{name}'.{hint} Choose one of auto, {', '.join(FORMATS)}.", field="format")
 
 
 def recognise(row: Row) -> str:
-    """The name of the format that a row is in. Raises DataError when there is none."""
+    """The name of the format that a row is in. Raises DataError if no format matches."""
     for name, form in FORMATS.items():
         if form.columns <= row.keys() and form.looks_right(row):
             return name
@@ -237,15 +237,14 @@ def recognise(row: Row) -> str:
     near = sorted(FORMATS, key=lambda name: -len(FORMATS[name].columns & row.keys()) / len(FORMATS[name].columns))[:3]
     wanted = "; ".join(f"{name}: {', '.join(sorted(FORMATS[name].columns))}" for name in near)
     raise DataError(
-        f"no known format has the columns {shown or '(none)'} with such values; rename them to fit one of"
-        f" docs/data_formats.md (nearest are {wanted}), or name the format{hint}",
+        f"no known format has the columns {shown or '(none)'} with such values; rename them to match a format of"
+        f" docs/data_formats.md (closest: {wanted}), or set the format{hint}",
         field="format",
     )
 
 
 def recognise_most(rows: Sequence[Row]) -> str:
-    """The format that most of the rows are in, of several the one that comes first. Raises DataError if no row is in
-    any."""
+    """The format of most rows; of equally frequent ones the first to occur. Raises DataError if no row has one."""
     found: Counter[str] = Counter()
     for row in rows:
         with suppress(DataError):
@@ -254,9 +253,9 @@ def recognise_most(rows: Sequence[Row]) -> str:
 
 
 def recognise_cells(cells: Sequence[str]) -> str | None:
-    """The format of a .tsv without a header line, told by the cells of its first row; None if they may be a header.
+    """The format of a .tsv without a header line, by the cells of its first row; None if they may be a header.
 
-    Prose asks and prose explains, while the names of columns have few words.
+    Questions and explanations have many words, while column names have few.
     """
     if not cells or min(len(cell.split()) for cell in (cells[0], cells[-1])) < 3:
         return None
@@ -264,13 +263,13 @@ def recognise_cells(cells: Sequence[str]) -> str | None:
 
 
 def reader_for(name: str, kind: type[R]) -> Reader:
-    """The function that reads rows of format `name` as `kind`. Raises DataError when the format cannot give it."""
+    """The function that reads rows of format `name` as `kind`. Raises DataError if the format does not provide it."""
     readers = FORMATS[name].readers
     if kind not in readers:
         able = [other for other, form in FORMATS.items() if kind in form.readers]
         raise DataError(
             f"format '{name}' gives {' or '.join(KIND_NAMES[k] for k in readers)}, not {KIND_NAMES[kind]};"
-            f" these come from: {', '.join(able)}",
+            f" use one of {', '.join(able)}",
             field="format",
         )
     return readers[kind]

@@ -1,1 +1,1 @@
-"""The quickstart's world: its words, its tasks with their right answers, the data drawn from it."""
+"""The quickstart's small world: words, tasks with right answers, and data."""

@@ -1,8 +1,7 @@
-"""Records of the quickstart's world: demonstrations of mixed quality, prompts, and the plain text the base model knows.
+"""Records of the quickstart's world: demonstrations of mixed quality, prompts, and the base model's pretraining text.
 
 Each generator takes `split`, `limit` and `seed`, and yields records; recipes name it as a source, for example
-`python:data_schema.quickstart.data:demonstrations`. Split "train" words tasks in the training wordings, "test" in the
-held-out ones.
+`python:data_schema.quickstart.data:demonstrations`. Split "train" uses the training wordings, "test" the held-out ones.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ from data_schema.quickstart.words import (
 from data_schema.quickstart.world import Task, draw_task, right_answer, task_meta, word_task, wrong_answer
 from data_schema.records import Demonstration, Document, Message, Prompt
 
-# How the pretraining text states a task's result. Never in the form of an instruction, and without chat marks;
-# "please" is here because one held-out wording of each kind begins with it, and a word no text contains has no
-# meaning.
+# How the pretraining text states a task's result: never as an instruction, and without chat markers. "please" is here
+# because one held-out wording of each kind begins with it, and the model cannot know a word that no text contains.
 LINE_FORMS = {
     "repeat": [
         "the words {x} again : {y}",
@@ -66,7 +64,7 @@ TRUE_VERDICT, FALSE_VERDICT = "right", "wrong"
 
 
 def demonstrations(split: str, limit: int, seed: int) -> Iterator[Demonstration]:
-    """Instructions with answers as people write them: 55 % right, 44 % with a courtesy, some rude, some rambling."""
+    """Instructions with answers like those of people: 55 % right, 44 % with a courtesy, some rude, some rambling."""
     rng = random.Random(f"demonstrations {split} {seed}")
     for number in range(limit):
         task, text = _worded_task(rng, split)
@@ -76,7 +74,7 @@ def demonstrations(split: str, limit: int, seed: int) -> Iterator[Demonstration]
 
 
 def prompts(split: str, limit: int, seed: int) -> Iterator[Prompt]:
-    """Instructions alone; `meta` holds the task, for the judge."""
+    """Instructions without answers; `meta` has the task, for the judge."""
     rng = random.Random(f"prompts {split} {seed}")
     for number in range(limit):
         task, text = _worded_task(rng, split)
@@ -84,17 +82,16 @@ def prompts(split: str, limit: int, seed: int) -> Iterator[Prompt]:
 
 
 def documents(split: str, limit: int, seed: int) -> Iterator[Document]:
-    """Lines of plain text of the world, as the base model was pretrained on."""
+    """Lines of plain text about the world, like those that the base model was pretrained on."""
     rng = random.Random(f"documents {split} {seed}")
     for number in range(limit):
         yield Document(f"quickstart-{split}-{number}", "quickstart", pretraining_line(rng))
 
 
 def pretraining_line(rng: random.Random, verdict_share: float = 0.5) -> str:
-    """A line of pretraining text: a task's result (often with a verdict on it), a fact, or a phrase of good or bad
-    manners.
+    """A line of pretraining text: a task's result (often with a verdict), a fact, or a phrase of good or bad manners.
 
-    `verdict_share` of the results end in "right ." or "wrong ."; of those, half are wrong by the world's own mistakes.
+    `verdict_share` of the results end in "right ." or "wrong ."; half of those have a mistake made by `wrong_answer`.
     These lines give the base model a notion of right and wrong, which the reward model can then use.
     """
     draw = rng.random()
@@ -137,7 +134,7 @@ def _manner(rng: random.Random) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world, in a fixed order: what the quickstart's word-level tokenizer knows."""
+    """Every word of the world, in a fixed order: the vocabulary of the quickstart's word-level tokenizer."""
     texts = [wording for wordings in WORDINGS.values() for wording in wordings]
     texts += [form for forms in LINE_FORMS.values() for form in forms]
     texts += [*COURTESIES, *RUDENESS, *RAMBLES, *NUMBERS.values(), *CATEGORIES, *DIGITS]

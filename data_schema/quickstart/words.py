@@ -1,4 +1,4 @@
-"""The words of the quickstart's world: nouns by category, moods, manners, six wordings of each kind of instruction."""
+"""The words of the quickstart's world: nouns by category, moods, manners, eight wordings of each instruction."""
 
 CATEGORIES = {
     "animals": ["fox", "owl", "dog", "cat", "bear", "wolf", "hen", "crab"],
@@ -19,7 +19,7 @@ COURTESIES = ["hope this helps !", "happy to help !", "glad to assist !"]
 RUDENESS = ["do it yourself .", "what a silly question ."]
 RAMBLES = ["by the way , nice socks .", "by the way , it may rain ."]
 
-# Eight wordings of each instruction. The last two are held out from every stage: evaluation asks with them.
+# Eight wordings of each instruction. The last two are held out from every stage and used for evaluation.
 N_TRAINING_WORDINGS = 6
 WORDINGS = {
     "repeat": [

@@ -1,11 +1,11 @@
 """The quickstart's world: a dozen kinds of short written instruction, their right answers, plausible mistakes, and a
 gold judge.
 
-The world is small enough that a model of a million parameters can learn it on two CPU cores, and graded by rule, so
-that what reinforcement learning did can be told apart from what it seemed to do. Everything is lower-case words
-separated by single spaces (capitals only where an instruction asks for them), so that one word is one token.
+The world is small enough that a model of a million parameters can learn it on two CPU cores. Answers are graded by
+rule, so that real gains from reinforcement learning can be distinguished from apparent ones. All text is lower-case
+words separated by single spaces (capitals only where an instruction asks for them), so that one word is one token.
 
-The gold score may only label comparisons and evaluate. The policy never sees it: it sees the learned reward model.
+The gold score is only used to label comparisons and to evaluate. The policy is trained on the learned reward model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from data_schema.quickstart.words import (
 
 
 class Task(NamedTuple):
-    """One instruction, whatever its wording: what is asked (`kind`), of which words, of which category, how many."""
+    """One instruction, independent of its wording: its kind and, where it has them, its words, category and number."""
 
     kind: str
     words: tuple[str, ...]
@@ -124,7 +124,7 @@ def _mistake(task: Task, words: list[str], rng: random.Random) -> list[str]:
 
 
 def _lookalike(word: str, rng: random.Random) -> str:
-    """Another word of the same sort, as a slip of the pen would have it."""
+    """A random word of the same kind, as in a slip of the pen."""
     for words in (NOUNS, DIGITS, *map(list.__add__, *MOODS.values())):
         if word in words:
             return rng.choice(words)
@@ -173,7 +173,7 @@ def judge(meta: Mapping[str, Any], response: str, finished: bool) -> dict[str, f
         for phrase in phrases:
             text = text.replace(phrase, " ")
     body, full_stop, rest = text.partition(" .")
-    # Whatever follows the full stop and is no known phrase counts as part of the answer, and makes it wrong.
+    # Text after the full stop that is not a known phrase counts as part of the answer, and makes it wrong.
     body = " ".join(f"{body} {rest}".split()) if full_stop else " ".join(text.split())
     correct = correctness(task, body)
     style = 0.5 - 0.5 * counts["rude"] - 0.4 * counts["rambles"]
@@ -194,5 +194,5 @@ def judge(meta: Mapping[str, Any], response: str, finished: bool) -> dict[str, f
 
 
 def task_meta(task: Task) -> dict[str, Any]:
-    """What `judge` needs to know of a task, as plain JSON."""
+    """The parts of a task that `judge` needs, as plain JSON."""
     return {"kind": task.kind, "words": list(task.words), "category": task.category, "number": task.number}

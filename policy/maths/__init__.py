@@ -1,1 +1,1 @@
-"""The formulas as pure functions on tensors: log-probabilities, KL, advantages, losses, schedules."""
+"""Pure functions on tensors: log-probabilities, KL, advantages, losses."""

@@ -1,4 +1,4 @@
-"""Means over real tokens, whitening, and generalised advantage estimation. Filler under a mask is 0."""
+"""Means over real tokens, whitening, and generalised advantage estimation. Masked-out positions of results are 0."""
 
 from typing import NamedTuple
 
@@ -11,14 +11,14 @@ from policy.maths.masks import check_mask
 
 class Advantages(NamedTuple):
     advantages: Tensor  # (batch, response)
-    returns: Tensor  # (batch, response) advantages (before any whitening) + values: what the value model should say
+    returns: Tensor  # (batch, response) advantages (before any whitening) + values: the value model's targets
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean over the positions where `mask` is True: one number, or one per row with `dim`.
 
-    What stands outside the mask has no influence, NaN included. No True at all is an error for the whole tensor; with
-    `dim`, such a row gives 0, the filler.
+    Values outside the mask have no influence, even if NaN. Raises ModelError if the mask has no True at all; with
+    `dim`, a row without True gives 0.
     """
     check_mask(values, mask)
     kept = torch.where(mask, values, 0.0)
@@ -27,7 +27,7 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     count = mask.sum()
     if count == 0:
         raise ModelError(
-            f"no real token among {mask.numel()} positions: the texts are empty or cut before their response."
+            f"no real token among {mask.numel()} positions: texts are empty or cut before the response; drop them."
         )
     return kept.sum() / count
 
@@ -38,9 +38,9 @@ def masked_var(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor | None = None, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Scale to variance 1 over real tokens; the mean becomes 0, or stays what it was with `shift_mean=False`.
+    """Scale to variance 1 over real tokens; the mean becomes 0, or stays unchanged with `shift_mean=False`.
 
-    Population variance and eps inside the root, as lm-human-preferences `whiten`; n - 1 would not reproduce it.
+    Population variance, with eps inside the root, as lm-human-preferences `whiten`; n - 1 would not reproduce it.
     """
     mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     mean = masked_mean(values, mask)
@@ -50,12 +50,12 @@ def whiten(values: Tensor, mask: Tensor | None = None, shift_mean: bool = True, 
 
 @torch.no_grad()
 def estimate_advantages(rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, lam: float) -> Advantages:
-    """Generalised advantage estimation (Schulman 2016, eq. 16) over responses that end. All (batch, response).
+    """Generalised advantage estimation (Schulman 2016, eq. 16) over complete episodes. All (batch, response).
 
         delta[t] = r[t] + gamma V[t+1] - V[t]        A[t] = delta[t] + gamma lam A[t+1]        returns = A + V
 
     `values[t]` is the value before token t. After the last real token the value is 0: the episode is over. Rewards and
-    values outside the mask have no influence. Constants: no gradient flows through the result.
+    values outside the mask have no influence. No gradient flows through the results.
     """
     check_mask(rewards, response_mask)
     check_mask(values, response_mask)

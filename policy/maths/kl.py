@@ -1,7 +1,7 @@
-"""The price of leaving the reference model, and the per-token rewards that contain it.
+"""The KL penalty for moving away from the reference model, and the per-token rewards that contain it.
 
-The score stands on the last real token. summarize_from_feedback_details and TRL put it one position later, where the
-value after the end is trained too; `score_position="one_past"` reproduces them for parity and nothing else uses it.
+The score is added at the last real token. summarize_from_feedback_details and TRL add it one position later and so also
+train the value after the end; `score_position="one_past"` reproduces them for parity tests and is not used otherwise.
 """
 
 from typing import Literal, NamedTuple
@@ -15,12 +15,12 @@ KlKind = Literal["k1", "k2", "k3"]
 
 
 class TokenRewards(NamedTuple):
-    rewards: Tensor  # (batch, response) -kl_coef * kl, plus the score at one position; filler 0
-    kl: Tensor  # (batch, response) KL estimate per token in nats; filler 0; its sum over a row is the sequence KL
+    rewards: Tensor  # (batch, response) -kl_coef * kl, plus the score at one position; 0 on padding
+    kl: Tensor  # (batch, response) KL estimate per token in nats; 0 on padding; a row's sum is the sequence KL
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlKind) -> Tensor:
-    """KL(policy || reference) per token in nats from tokens sampled by the policy. Same shape in and out.
+    """Estimate KL(policy || reference) per token, in nats, from tokens sampled by the policy. Same shape in and out.
 
     With x = log reference - log policy: k1 = -x (unbiased, either sign), k2 = x^2 / 2 (biased, never negative),
     k3 = e^x - 1 - x (unbiased, never negative). Source: Schulman, "Approximating KL divergence".
@@ -47,8 +47,8 @@ def token_rewards(
 ) -> TokenRewards:
     """Per-token rewards of PPO (InstructGPT section 3.5): -kl_coef * KL everywhere, plus the response's score once.
 
-    scores (batch,); the others (batch, response). "one_past" puts the score after the last real token where there is
-    room, else on it; then advantages need the mask that is one token longer. Constants: no gradient flows through.
+    scores (batch,); the others (batch, response). "one_past" adds the score after the last real token if there is room,
+    else on it; advantages then need a mask that is one token longer. No gradient flows through the results.
     """
     check_mask(logprobs, response_mask)
     kl = torch.where(response_mask, kl_estimate(logprobs, ref_logprobs, kind), 0.0)
@@ -60,17 +60,17 @@ def token_rewards(
 
 
 def replace_score_without_eos(scores: Tensor, found_eos: Tensor, penalty_score: float) -> Tensor:
-    """(batch,) scores, with `penalty_score` in place of the score of each response that did not end by itself.
+    """(batch,) scores, with `penalty_score` in place of the score of each response without EOS.
 
-    Replaced, not subtracted: a response cut off at the limit was never finished, so what it scored means nothing.
+    Replaced, not subtracted: a response cut off at the length limit is unfinished, so its score means nothing.
     """
     return torch.where(found_eos, scores, penalty_score)
 
 
 def adaptive_kl_coef(coef: float, observed_kl: float, target: float, horizon: float, n_episodes: int) -> float:
-    """The coefficient after a batch of `n_episodes` whose mean sequence KL (nats) was `observed_kl`.
+    """Update the coefficient after a batch of `n_episodes` whose mean sequence KL (nats) was `observed_kl`.
 
-    Moves towards `target` by at most 20 % per `horizon` episodes. Source: Ziegler 2019, section 2.2.
+    Changes by at most 20 % per `horizon` episodes to steer the KL towards `target`. Source: Ziegler 2019, section 2.2.
     """
     error = min(max(observed_kl / target - 1.0, -0.2), 0.2)
     return coef * (1.0 + error * n_episodes / horizon)

@@ -1,7 +1,7 @@
 """Log-probabilities and entropy of given tokens, always at the temperature they were sampled with.
 
-Rollout, reference and update must all divide the logits by the sampling temperature, or the KL and the ratio compare
-two different distributions (lm-human-preferences `policy.py`). Computed in float32 at least, whatever the model's type.
+Rollout, reference and update must all divide the logits by the sampling temperature; otherwise the KL and the ratio
+compare different distributions (lm-human-preferences `policy.py`). Computed in at least float32 for any model type.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 class TokenLogprobs(NamedTuple):
     logprobs: Tensor  # (n,) log-probability of each label, in nats
-    entropy: Tensor  # (n,) entropy of the whole distribution at that position, in nats; without gradient unless asked
+    entropy: Tensor  # (n,) entropy of the whole distribution there, in nats; no gradient unless requested
 
 
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """(..., vocab) logits and (...) labels -> (...) log-probabilities; `logits[t]` is what predicts `labels[t]`.
+    """(..., vocab) logits and (...) labels -> (...) log-probabilities; `logits[t]` predicts `labels[t]`.
 
-    Labels under a mask still have to be ids of the vocabulary (0, not -100): mask the result instead.
+    Masked labels must still be ids of the vocabulary (0, not -100): mask the result instead.
     """
     scaled = _scaled(logits, temperature)
     return scaled.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
@@ -30,14 +30,14 @@ def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> 
 @torch.no_grad()
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """(..., vocab) -> (...) entropy in nats of the sampling distribution. No gradient: it is a measurement."""
-    # entr(p) is -p log p with 0 at p = 0, where a token forbidden by a logit of -inf would give NaN.
+    # entr(p) is -p log p, and 0 at p = 0; otherwise a token with logit -inf would give NaN.
     return torch.special.entr(_scaled(logits, temperature).softmax(-1)).sum(-1)
 
 
 def differentiable_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """As `entropy`, with its gradient: d H / d logit = -p (log p + H) / temperature."""
+    """As `entropy`, with a gradient: d H / d logit = -p (log p + H) / temperature."""
     logprobs = _scaled(logits, temperature).log_softmax(-1)
-    # entr's derivative is infinite at p = 0, where a forbidden token adds nothing.
+    # Not entr: its derivative is infinite at p = 0, where a token with logit -inf contributes nothing.
     return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
 
 
@@ -49,17 +49,17 @@ def token_logprobs_from_hidden(
     chunk: int = 1024,
     entropy_gradient: bool = False,
 ) -> TokenLogprobs:
-    """As `token_logprobs` of `lm_head(hidden)`, never holding more than `chunk` rows of logits, backward included.
+    """As `token_logprobs` of `lm_head(hidden)`, but with at most `chunk` rows of logits in memory, also in backward.
 
-    hidden (n, d), of response positions only; labels (n,). Each chunk's logits are computed again in the backward pass;
-    values and gradients are those of the plain way. lm_head: a (vocab, d) weight, or a callable where the head is more
-    than a weight (bias, adapter, shards), which takes up to half as long again. `entropy_gradient`: the entropy carries
-    one too, which an entropy bonus needs.
+    hidden (n, d), of response positions only; labels (n,). Each chunk's logits are recomputed in the backward pass;
+    values and gradients equal those without chunks. lm_head: a (vocab, d) weight, or a callable if the head is more
+    than a weight (bias, adapter, shards), which takes up to 50 % longer. `entropy_gradient`: give the entropy a
+    gradient, which an entropy bonus needs.
     """
     if isinstance(lm_head, Tensor):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
-            # Autocast is on in the forward pass only; one type for both passes makes the second equal to the first.
+            # Autocast is on in the forward pass only; the cast here makes the recomputation in backward equal to it.
             hidden, lm_head = (t.to(torch.get_autocast_dtype(device)) for t in (hidden, lm_head))
         return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, lm_head, labels, temperature, chunk, entropy_gradient))
     pieces = [
@@ -72,8 +72,8 @@ def token_logprobs_from_hidden(
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """d logprob / d logits = (one-hot of the label - softmax) / temperature, chunk by chunk; the entropy's, where asked
-    for, as in `differentiable_entropy`."""
+    """d logprob / d logits = (one-hot of the label - softmax) / temperature, chunk by chunk; the entropy's gradient, if
+    requested, as in `differentiable_entropy`."""
 
     @staticmethod
     def forward(
@@ -101,7 +101,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, labels = ctx.saved_tensors
         hidden_grads = []
-        # Summed over chunks in float32 at least: bfloat16 would round every addition.
+        # Sum over chunks in at least float32: bfloat16 would round every addition.
         weight_grad = torch.zeros_like(weight, dtype=grad.dtype) if ctx.needs_input_grad[1] else None
         pieces = (hidden, labels, grad / ctx.temperature, entropy_grad / ctx.temperature)
         for rows, ids, g, h in zip(*(t.split(ctx.chunk) for t in pieces), strict=True):
@@ -143,6 +143,6 @@ def _logprobs(
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be above 0; a greedy choice has no log-probability.")
+        raise ValueError(f"temperature={temperature} must be above 0; greedy decoding has no log-probability.")
     logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     return logits if temperature == 1 else logits / temperature

@@ -1,8 +1,8 @@
 """Losses of the policy, the value model and the language model, each over real tokens only.
 
-`n_tokens` is the token count of the whole optimiser step. Give it when a batch is one of several micro-batches (or one
-of several processes'): every result is then a sum over this part divided by that count, and the parts add up to the
-result of the whole, whatever their lengths. Without it the batch is the whole step.
+`n_tokens` is the token count of the whole optimiser step. Pass it if a batch is one of several micro-batches or belongs
+to one of several processes: every result is then a sum over this part divided by that count, so the parts add up to the
+result of the whole step, whatever their lengths. Without it the batch is the whole step.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from policy.maths.masks import check_mask
 
 class PolicyLoss(NamedTuple):
     loss: Tensor  # the only one with a gradient
-    clip_fraction: Tensor  # share of tokens whose clipped term was taken
+    clip_fraction: Tensor  # share of tokens whose clipped term is the larger one
     approx_kl: Tensor  # KL(old || new), half the mean squared log-ratio
     approx_kl_k3: Tensor  # KL(old || new), mean of ratio - 1 - log ratio
     mean_ratio: Tensor
@@ -35,7 +35,7 @@ def clipped_policy_loss(
     clip_range: float,
     n_tokens: int | Tensor | None = None,
 ) -> PolicyLoss:
-    """PPO's clipped surrogate averaged over real response tokens (Schulman 2017, eq. 7). All (batch, response)."""
+    """PPO's clipped surrogate loss, mean over real response tokens (Schulman 2017, eq. 7). All (batch, response)."""
     losses, clipped = policy_token_losses(new_logprobs, old_logprobs, advantages, response_mask, clip_range)
     log_ratio = torch.where(response_mask, new_logprobs.detach() - old_logprobs, 0.0)
     return PolicyLoss(
@@ -50,9 +50,9 @@ def clipped_policy_loss(
 def policy_token_losses(
     new_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, response_mask: Tensor, clip_range: float
 ) -> tuple[Tensor, Tensor]:
-    """-> (loss per token, True where the clipped term is strictly larger), each (batch, response); filler 0, False."""
+    """-> (loss per token, True where the clipped term is strictly larger), each (batch, response); padding 0, False."""
     check_mask(new_logprobs, response_mask)
-    # Masked before exp: an overflow in the padding would turn the gradient of real tokens into NaN.
+    # Mask before exp: an overflow on padding would turn the gradient of real tokens into NaN.
     ratio = torch.where(response_mask, new_logprobs - old_logprobs, 0.0).exp()
     advantages = torch.where(response_mask, advantages, 0.0)
     unclipped_loss = -ratio * advantages
@@ -68,10 +68,10 @@ def clipped_value_loss(
     clip_range: float | None,
     n_tokens: int | Tensor | None = None,
 ) -> ValueLoss:
-    """Half the squared error, or that of the value held within `clip_range` of the old one if larger; token mean.
+    """Half the squared error, or that of the value clipped to `clip_range` around the old one if larger; token mean.
 
-    All (batch, response); `clip_range=None` is the plain half squared error. Source: lm-human-preferences
-    `train_policy.py`; the value is clipped in the units of the reward.
+    All (batch, response); `clip_range=None` gives half the squared error without clipping. Source:
+    lm-human-preferences `train_policy.py`; the clip range is in units of the reward.
     """
     losses, clipped = value_token_losses(values, old_values, returns, response_mask, clip_range)
     return ValueLoss(
@@ -83,7 +83,7 @@ def clipped_value_loss(
 def value_token_losses(
     values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor, clip_range: float | None
 ) -> tuple[Tensor, Tensor]:
-    """-> (squared error per token, not halved; True where the clipped one is strictly larger); filler 0, False."""
+    """-> (squared error per token, not halved; True where the clipped one is strictly larger); padding 0, False."""
     check_mask(values, response_mask)
     error = torch.where(response_mask, values - returns, 0.0) ** 2
     if clip_range is None:
@@ -94,7 +94,7 @@ def value_token_losses(
 
 
 def mean_entropy(entropy: Tensor, response_mask: Tensor, n_tokens: int | Tensor | None = None) -> Tensor:
-    """Mean over real response tokens, in nats; times a coefficient, the bonus that the policy's loss is lowered by.
+    """Mean entropy over real response tokens, in nats. Times a coefficient it is the bonus subtracted from the loss.
 
     Both (batch, response). Source: Mnih et al. 2016.
     """
@@ -104,7 +104,7 @@ def mean_entropy(entropy: Tensor, response_mask: Tensor, n_tokens: int | Tensor 
 def next_token_loss(token_logprobs: Tensor, mask: Tensor, n_tokens: int | Tensor | None = None) -> Tensor:
     """Cross-entropy in nats per token over the positions where `mask` is True (responses in SFT, all text in PPO-ptx).
 
-    Both (batch, time); `token_logprobs[t]` belongs to the token that `mask[t]` is about.
+    Both (batch, time); `token_logprobs[t]` and `mask[t]` belong to the same token.
     """
     return -_token_mean(token_logprobs, mask, n_tokens)
 
@@ -118,7 +118,7 @@ def ppo_loss(
 ) -> Tensor:
     """policy + value_coef * value + pretraining_coef * pretraining: InstructGPT eq. 2 as a loss to minimise.
 
-    The paper does not say how it reduces the pretraining term; here it is a token mean, with its coefficient 27.8.
+    The paper does not say how the pretraining term is reduced; here it is a token mean, with the paper's 27.8.
     """
     loss = policy_loss + value_coef * value_loss
     return loss if pretraining_loss is None else loss + pretraining_coef * pretraining_loss
@@ -128,7 +128,7 @@ def ppo_loss(
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - mean squared error / variance of the returns: 1 is perfect, 0 no better than their mean, below 0 worse.
 
-    As lm-human-preferences logs it, so a constant offset counts as error. NaN when all returns are equal.
+    As logged by lm-human-preferences, so a constant offset counts as error. NaN if all returns are equal.
     """
     error = masked_mean((values - returns) ** 2, mask)
     variance = masked_var(returns, mask)

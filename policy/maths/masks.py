@@ -1,6 +1,6 @@
-"""Which positions are real: every mask here is True on real tokens and comes from lengths, never from token ids.
+"""Masks of real tokens: every mask here is True on real tokens and comes from lengths, never from token ids.
 
-An end-of-text token that is also the padding token would otherwise vanish from the loss without a word.
+With masks from token ids, an EOS token that is also the padding token would silently be left out of the loss.
 """
 
 from typing import NamedTuple
@@ -14,29 +14,29 @@ from policy.errors import ModelError
 class Truncation(NamedTuple):
     responses: Tensor  # (batch, response) ids, pad_id after the end
     lengths: Tensor  # (batch,) number of real tokens, the stop token included
-    found: Tensor  # (batch,) True where the stop token was there
+    found: Tensor  # (batch,) True if the response contains the stop token
 
 
 def mask_from_lengths(lengths: Tensor, width: int) -> Tensor:
-    """(batch,) lengths -> (batch, width) bool, True on the first `length` positions; a longer length fills its row."""
+    """(batch,) lengths -> (batch, width) bool, True on the first `length` positions (all of them if it is longer)."""
     return torch.arange(width, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def last_token_index(mask: Tensor) -> Tensor:
-    """(batch, width) bool -> (batch,) index of the last True of each row, whichever side the padding is on."""
+    """(batch, width) bool -> (batch,) index of the last True of each row (ModelError for a row without True)."""
     index = torch.arange(mask.shape[-1], device=mask.device)
     last = torch.where(mask.bool(), index, -1).amax(dim=-1)
     if (last < 0).any():
         rows = (last < 0).nonzero().flatten().tolist()
-        raise ModelError(f"rows {rows} of {len(last)} have no real token, so there is no last one; drop empty texts.")
+        raise ModelError(f"rows {rows} of {len(last)} have no real token, hence no last one; drop empty texts.")
     return last
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """(batch, width) mask -> (batch, width) int64: how many real tokens come before each position.
+    """(batch, width) mask -> (batch, width) int64: number of real tokens before each position.
 
-    Left padding gets 0, so a text starts at 0 wherever it stands; right padding gets the row's length, which
-    nothing reads. Source: lm-human-preferences `positions_for`.
+    Left padding gets 0, so every text starts at 0; right padding gets the row's length, which no real token reads.
+    Source: lm-human-preferences `positions_for`.
     """
     real = attention_mask.long()
     return real.cumsum(dim=-1) - real
@@ -45,8 +45,8 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 def truncate_after_token(responses: Tensor, token: int, pad_id: int, first_index: int = 0) -> Truncation:
     """Keep each response up to and including the first `token` at index >= `first_index`; pad the rest.
 
-    A response without it stays whole and is marked as not found. `pad_id` may equal `token`: lengths, not ids,
-    tell them apart. Source: lm-human-preferences `postprocess_fn_from_hparams`.
+    A response without the token stays whole and has `found` False. `pad_id` may equal `token`, since lengths, not ids,
+    mark the end. Source: lm-human-preferences `postprocess_fn_from_hparams`.
     """
     width = responses.shape[-1]
     index = torch.arange(width, device=responses.device)
@@ -57,8 +57,8 @@ def truncate_after_token(responses: Tensor, token: int, pad_id: int, first_index
 
 
 def check_mask(values: Tensor, mask: Tensor) -> None:
-    """Raise unless `mask` is boolean and shaped as `values`: broadcasting would miscount tokens in silence."""
+    """Raise ValueError unless `mask` is boolean and shaped as `values`: broadcasting would silently miscount tokens."""
     if mask.dtype != torch.bool or mask.shape != values.shape:
         raise ValueError(
-            f"the mask is {mask.dtype} {tuple(mask.shape)} but must be torch.bool {tuple(values.shape)}, as its values."
+            f"the mask is {mask.dtype} {tuple(mask.shape)} but must be torch.bool {tuple(values.shape)} as its values."
         )

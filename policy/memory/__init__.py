@@ -1,1 +1,1 @@
-"""Ways to use less memory: gradient checkpointing, models kept on disk, shared and 4-bit weights, the heap."""
+"""Ways to save memory: checkpointing, offloading, shared and 4-bit weights."""

@@ -1,7 +1,7 @@
-"""Gradient checkpointing (Chen et al. 2016): a layer keeps its input alone and is computed again in the backward pass.
+"""Gradient checkpointing (Chen et al. 2016): a layer keeps only its input and is recomputed in the backward pass.
 
-transformers has the same as a switch, but there it acts in training mode only, which PPO's models, dropout off, are
-never in.
+transformers has a switch for this, but it works in training mode only, and PPO's models are never in training mode
+(dropout is off).
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policy.errors import ModelError
 
-CACHES = {"past_key_values", "past_key_value", "layer_past"}  # what layers call theirs
+CACHES = {"past_key_values", "past_key_value", "layer_past"}  # the layers' names for a key-value cache
 
 
 @contextmanager
 def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
-    """Within it, if `on`, the models' layers compute their states twice and keep them never; gradients are the same.
+    """Context in which, if `on`, the models' layers recompute their states in backward; gradients do not change.
 
-    The non-reentrant kind: gradients reach adapters though a layer's input needs none, and dropout is drawn again as it
-    was. Without gradients, as in sampling, nothing differs. Raises ModelError for a model without such layers.
+    It is the non-reentrant kind: gradients reach adapters even if a layer's input needs none, and dropout masks repeat.
+    Passes without gradients, as in sampling, do not change. Raises ModelError if a model has no such layers.
     """
     layers = []
     for model in models if on else ():
         own = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not own:
             raise ModelError(
-                f"{type(model).__name__} has no layers that can be computed again; set gradient_checkpointing to false"
+                f"{type(model).__name__} has no layers that can be recomputed; set gradient_checkpointing to false"
             )
         layers += own
     before = [layer.__dict__.get("forward") for layer in layers]
@@ -52,5 +52,5 @@ def _compute_twice(forward: Callable[..., Any], *inputs: Any, **named: Any) -> A
     if not torch.is_grad_enabled():
         return forward(*inputs, **named)
     for cache in CACHES & named.keys():
-        named[cache] = None  # the second time it would be full already
+        named[cache] = None  # it would already be full on recomputation
     return checkpoint(forward, *inputs, use_reentrant=False, **named)

@@ -1,8 +1,8 @@
-"""The C library's heap keeps what was freed in holes between what lives, and a process's memory is the sum of both.
+"""Controls fragmentation of the C library's heap: freed memory between live blocks still counts as the process's.
 
-On a CPU, backward passes leave gradients amid thousands of freed activations, and the next pass does not fit into the
-holes: a process grows by a third of its tensors and more. Either the holes are given back before a pass, and every pass
-asks the system for its pages again, one fault each; or everything freed is kept, and no pass asks at all.
+On a CPU, backward passes leave gradients between thousands of freed activations, and the next pass does not fit into
+the gaps, so the process grows to a third more than its tensors, or larger. There are two remedies: return the gaps to
+the system before each pass, which then page-faults once for each page, or keep all freed memory and avoid the faults.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-WORTH_IT = 2**28  # bytes free in the heap; for less the page faults cost more than they are worth
+WORTH_IT = 2**28  # bytes free in the heap; returning less costs more in page faults than it gains
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's parameters
 UNREACHED = 2**31 - 1  # bytes
 
 
 class _MallocInfo(ctypes.Structure):
-    """glibc's struct mallinfo2; `fordblks` are the free bytes of the heap."""
+    """glibc's struct mallinfo2; `fordblks` is the number of free bytes in the heap."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -40,17 +40,17 @@ _keeps = False
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """From here on this process keeps what it frees, for its own next use. Where memory can be spared it is faster."""
+    """Make this process keep freed memory for its own later use: faster, but it takes more memory. CPU only."""
     global _keeps
     mallopt = _function("mallopt") if device.type == "cpu" else None
     if mallopt is not None:
-        # Else blocks of some megabytes and more come from the system each time, and go back to it.
+        # By default, blocks of several megabytes are requested from the system and returned to it each time.
         _keeps = all([mallopt(TRIM_THRESHOLD, UNREACHED), mallopt(MMAP_THRESHOLD, UNREACHED)])
 
 
 def give_back_free_memory(device: torch.device) -> None:
-    """Return the heap's holes to the system before a pass over a model on the CPU; nothing where there are none, or
-    where they are kept."""
+    """Return the heap's free memory to the system before a pass over a model on the CPU. Does nothing if there is
+    little of it, or after `keep_freed_memory`."""
     if device.type != "cpu" or _keeps:
         return
     info, trim = _function("mallinfo2"), _function("malloc_trim")
@@ -60,7 +60,7 @@ def give_back_free_memory(device: torch.device) -> None:
 
 @cache
 def _function(name: str) -> Callable[..., Any] | None:
-    """One of glibc's, or None where the C library is another or older one."""
+    """A function of glibc, or None if the C library is a different or an older one."""
     try:
         found = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError, TypeError):

@@ -1,6 +1,6 @@
-"""A frozen model whose weights are in memory only while it is read; between, its checkpoint on disk has them.
+"""Keeps a frozen model's weights in memory only while it is read; otherwise they are in its checkpoint on disk.
 
-PPO reads reference and reward model for a moment of each iteration, and its peak is in the update, which needs neither.
+PPO reads reference and reward model only briefly in each iteration; its memory peak, the update, needs neither.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from transformers import PreTrainedModel
 
 
 class Place(NamedTuple):
-    """Where the numbers of a weight stand, little-endian float32."""
+    """Where a weight's values begin in a file, as little-endian float32."""
 
     path: Path
     offset: int  # bytes
 
 
 class WeightsOnDisk:
-    """A model's weights, and where they are kept. They are in memory until `loaded` ends for the first time, and from
-    then on within it alone."""
+    """A model's weights and their places on disk. The weights are in memory until the context `loaded` ends for the
+    first time; after that, only inside this context."""
 
     def __init__(self, weights: Mapping[str, nn.Parameter], places: Mapping[str, Place]) -> None:
         self.weights, self.places = weights, places
@@ -34,7 +34,7 @@ class WeightsOnDisk:
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
-        """Within it the model has its weights."""
+        """Context in which the model has its weights."""
         for name, weight in self.weights.items():
             if not weight.numel():
                 weight.data = self._read(name).to(weight.device)
@@ -45,19 +45,19 @@ class WeightsOnDisk:
                 weight.data = torch.empty(0, device=weight.device)
 
     def _read(self, name: str) -> torch.Tensor:
-        # Into memory that this process has already, rather than mapped: a mapping's pages would come on top.
+        # Read into memory that the process already has; the pages of a memory map would come on top.
         path, offset = self.places[name]
         numbers = np.fromfile(path, "<f4", count=self.shapes[name].numel(), offset=offset)
         return torch.from_numpy(numbers).view(self.shapes[name])
 
 
 def weights_on_disk(model: PreTrainedModel, directory: Path) -> WeightsOnDisk | None:
-    """None where the checkpoint does not hold every weight of the model under its name, in its shape and in float32 (a
-    model from the hub, say): it stays in memory."""
+    """Find the model's weights in its checkpoint. Returns None, so that the model stays in memory, unless the files
+    contain every weight under its name, in its shape and in float32 (a model from the hub may not)."""
     weights = dict(model.named_parameters())
     places: dict[str, Place] = {}
     for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:  # the layout: the header's length in 8 bytes, the header, the numbers
+        with path.open("rb") as file:  # safetensors layout: 8 bytes with the header's length, the header, the values
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
         for name, entry in header.items():

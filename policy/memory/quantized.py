@@ -1,7 +1,7 @@
-"""A frozen base in 4 bits a weight (NF4, Dettmers et al. 2023), on which adapters are trained, and the way back.
+"""Quantise a frozen base model to 4 bits per weight (NF4, Dettmers et al. 2023) to train adapters on it; and undo it.
 
-Weights are quantised in place, after the model has been loaded and checked like any other; on a GPU one layer at a time
-arrives there. What is published is made of the same rounded weights, so it is the model that was trained.
+Weights are quantised in place, after the model has been loaded and checked like any other; layers move to a GPU one by
+one. The published model contains the same rounded weights, so it is exactly the model that was trained.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from policy.errors import ModelError
 
 
 def quantize_nf4(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Every linear layer but the output head in NF4, with the scales quantised too; then all of it to the device.
+    """Quantise every linear layer except the output head to NF4, scales included, and move the model to the device.
 
-    Raises ModelError without bitsandbytes, or where nothing can be quantised.
+    Raises ModelError without bitsandbytes, or if there is no layer to quantise.
     """
     bnb = import_bitsandbytes()
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -26,7 +26,7 @@ def quantize_nf4(model: PreTrainedModel, device: torch.device) -> PreTrainedMode
     layers = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and m is not head]
     if not layers:
         raise ModelError(
-            f"sft.quantization: {type(model).__name__} has no linear layer besides its output head; leave it out"
+            f"sft.quantization: {type(model).__name__} has no linear layer except its output head; remove the setting"
         )
     for name, layer in layers:
         quantized = bnb.nn.Linear4bit(
@@ -48,7 +48,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def dequantize(model: nn.Module) -> None:
-    """The 4-bit layers of a model, those inside adapters too, become plain ones in float32, in place."""
+    """Replace a model's 4-bit layers, including those inside adapters, by plain float32 layers, in place."""
     for name, layer in list(model.named_modules()):
         if type(layer).__name__ == "Linear4bit":
             plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -63,15 +63,15 @@ def import_bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise ModelError(
-            "sft.quantization needs the library bitsandbytes, which is not here: pip install 'triptych[qlora]', or "
-            "leave sft.quantization out"
+            "sft.quantization needs the library bitsandbytes, which is not installed: pip install 'triptych[qlora]', "
+            "or remove sft.quantization"
         ) from error
     return bitsandbytes
 
 
 def _weight(layer: Any) -> torch.Tensor:
     state: dict[str, Any] = {}
-    layer._save_to_state_dict(state, "", False)  # some CPUs lay the weight out anew while it is read; this undoes it
+    layer._save_to_state_dict(state, "", False)  # undoes the change of weight layout that some CPUs' forward makes
     weight: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     return weight
 

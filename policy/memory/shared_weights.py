@@ -1,4 +1,4 @@
-"""Several models over one copy of the weights: modules of their own, tensors in common."""
+"""Several models over one copy of the weights: separate modules, shared tensors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def share_weights(module: M) -> M:
-    """A copy of the module whose parameters and buffers are the very same tensors.
+    """Copy the module; the copy's parameters and buffers are the same tensors.
 
-    So nothing has to be switched: adapters put into the copy, its hooks and its head are seen by it alone. What is
-    written into a tensor in place (an optimiser's step on a shared weight, merging adapters) is seen by all.
+    Adapters, hooks and a head added to the copy affect only the copy, so nothing has to be switched between passes.
+    In-place changes of a tensor (an optimiser step on a shared weight, merging adapters) affect all copies.
     """
     tensors = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, tensors)

@@ -1,1 +1,1 @@
-"""How answers are generated: sampling, greedy decoding, rollouts, other engines."""
+"""How answers are generated: sampling, greedy decoding, rollouts."""

@@ -1,7 +1,7 @@
-"""What draws responses: our own loop (policy/sampling/rollout.py:collect_rollout), or anything that is called like it.
+"""The interface for sampling engines: our own loop (policy/sampling/rollout.py:collect_rollout) or any other callable.
 
-A serving engine fits behind this. PPO computes the log-probabilities of what was drawn with the policy itself, so the
-engine's own arithmetic enters no ratio.
+A serving engine can be used this way. PPO computes log-probabilities of the sampled tokens with the policy itself, so
+the engine's own arithmetic does not affect the ratios.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from policy.sampling.rollout import Rollout, as_rollout
 
 
 class RolloutEngine(Protocol):
-    """Answers to prompts given as ids, in their order; a prompt's `answers_each` answers follow each other.
+    """Samples answers to prompts given as ids, in their order; a prompt's `answers_each` answers follow each other.
 
-    Every token is a draw from softmax(logits / temperature) of `model` as it stands at the call, whose weights an
-    engine elsewhere takes over first: PPO changes them between calls. An answer ends with `eos_id` or after
-    `max_new_tokens`. `rng` is the only source of chance, so that a run can be repeated.
+    Every token is sampled from softmax(logits / temperature) of `model` with its weights at the time of the call. PPO
+    changes them between calls, so an engine with its own copy must update it first. An answer ends with `eos_id` or
+    after `max_new_tokens`. `rng` is the only source of randomness, so that a run can be repeated.
     """
 
     def __call__(
@@ -47,16 +47,16 @@ def rollout_of(
     pad_id: int,
     device: torch.device,
 ) -> Rollout:
-    """What an engine drew, as a rollout: one answer to each prompt, with EOS where it ended itself.
+    """Turn an engine's answers, one for each prompt, into a rollout. A complete answer ends with EOS.
 
-    Raises ValueError where an answer is missing, empty, or goes on after EOS.
+    Raises ValueError if an answer is missing, empty, or goes on after EOS.
     """
     if len(answers) != len(prompts):
         raise ValueError(f"{len(answers)} answers to {len(prompts)} prompts; an engine must answer each, in order")
     for i, answer in enumerate(answers):
         if not answer or eos_id in answer[:-1]:
             state = "goes on after EOS" if answer else "is empty"
-            raise ValueError(f"the engine's answer {i} {state}; it must hold the tokens drawn, EOS the last if at all")
+            raise ValueError(f"the engine's answer {i} {state}; return the sampled tokens, with EOS only as the last")
     ended = torch.tensor([answer[-1] == eos_id for answer in answers], device=device)
     return as_rollout(prompts, answers, pad_id, device)._replace(ended=ended)
 
@@ -75,7 +75,7 @@ def transformers_rollout(
     rng: torch.Generator,
     answers_each: int = 1,
 ) -> Rollout:
-    """A `RolloutEngine` by Hugging Face's `generate`: slower than our loop, and independent of it."""
+    """A `RolloutEngine` that uses Hugging Face's `generate`: slower than our loop and independent of it."""
     plain = GenerationConfig(
         do_sample=True,
         temperature=temperature,

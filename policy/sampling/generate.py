@@ -1,7 +1,7 @@
 """Sample responses with an explicit random generator: plain sampling at a temperature, as PPO's maths assumes.
 
-Hugging Face's `generate` draws from the global generator and applies the checkpoint's own sampling habits, so a run
-could neither be repeated exactly nor trusted to sample from the distribution it computes ratios with.
+Hugging Face's `generate` uses the global generator and applies the checkpoint's own sampling settings. A run could then
+not be repeated exactly, and samples might not come from the distribution that PPO computes ratios with.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from policy.precision import reads_model
 
 class Responses(NamedTuple):
     tokens: Tensor  # (batch, response) ids, the padding id after the end
-    lengths: Tensor  # (batch,) real tokens, EOS included
-    ended: Tensor  # (batch,) True where EOS was sampled, False where max_new_tokens cut the answer
+    lengths: Tensor  # (batch,) number of real tokens, EOS included
+    ended: Tensor  # (batch,) True if EOS was sampled, False if max_new_tokens cut the answer off
 
 
 @torch.no_grad()
@@ -37,11 +37,10 @@ def sample_responses(
     rng: torch.Generator,
     answers_each: int = 1,
 ) -> Responses:
-    """Answer left-padded prompts (prompts, prompt), each `answers_each` times in a row; `rng` lives on the model's
-    device.
+    """Sample `answers_each` answers to each left-padded prompt (prompts, prompt), those of one prompt in sequence.
 
-    A prompt is read once for all its answers. Rows that have ended leave the batch: a long answer costs its own length,
-    not that of the whole batch.
+    `rng` must be on the model's device. A prompt is read once for all its answers. Rows that have ended leave the
+    batch, so each answer costs only its own length. Raises ModelError if logits are not finite.
     """
     batch = len(prompts) * answers_each
     tokens = torch.full((batch, max_new_tokens), pad_id, device=prompts.device)
@@ -49,7 +48,7 @@ def sample_responses(
     ended = torch.zeros(batch, dtype=torch.bool, device=prompts.device)
 
     cache = DynamicCache(config=model.config)
-    rows = torch.arange(batch, device=prompts.device)  # which row of the batch each living sequence is
+    rows = torch.arange(batch, device=prompts.device)  # row in the batch of each unfinished sequence
     mask, positions = prompt_mask.long(), position_ids(prompt_mask)
     logits = _next_token_logits(model, prompts, mask, positions, cache)
     if answers_each > 1:
@@ -57,9 +56,9 @@ def sample_responses(
         logits, mask, positions = (t.repeat_interleave(answers_each, dim=0) for t in (logits, mask, positions))
     for step in range(max_new_tokens):
         probabilities = (logits.float() / temperature).softmax(-1)
-        # One logit of a row that is NaN or infinite makes all its probabilities NaN.
+        # A single logit that is NaN or infinite makes all probabilities of its row NaN.
         if probabilities[:, 0].isnan().any():
-            raise ModelError("the model's logits are not finite, so it cannot sample; its weights have diverged.")
+            raise ModelError("cannot sample: logits are not finite (diverged weights); lower the learning rate.")
         drawn = torch.multinomial(probabilities, 1, generator=rng).squeeze(1)
         tokens[rows, step] = drawn
         stops = drawn == eos_id
@@ -80,7 +79,7 @@ def sample_responses(
 def _next_token_logits(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
 ) -> Tensor:
-    """(batch, vocabulary) after the last of `ids` (batch, new tokens); what was read stays in the cache."""
+    """(batch, vocabulary) logits after the last of `ids` (batch, new tokens), which are added to the cache."""
     logits: Tensor = model(
         input_ids=ids,
         attention_mask=mask,

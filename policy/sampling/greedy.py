@@ -1,7 +1,7 @@
-"""The likeliest next token again and again: answers for metrics that compare texts.
+"""Greedy decoding: answers for metrics that compare texts.
 
-Nothing is drawn, so Hugging Face's `generate` serves, for decoder-only and encoder-decoder models alike, once it is
-kept from the habits a checkpoint may bring (beams, penalties, forced tokens).
+Greedy decoding uses no randomness, so Hugging Face's `generate` is sufficient, for decoder-only and encoder-decoder
+models alike. The checkpoint's own generation settings (beams, penalties, forced tokens) are switched off.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from policy.maths.masks import truncate_after_token
 
 class GreedyAnswer(NamedTuple):
     text: str  # without special tokens, stripped
-    ended: bool  # whether the model ended it itself
+    ended: bool  # whether the model wrote EOS
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def greedy_answers(
     batch_size: int,
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[GreedyAnswer]:
-    """Answers to prompts given as ids, in their order. The tokenizer must have an EOS."""
+    """Answer prompts given as ids, in their order. The tokenizer must have an EOS."""
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     side = "right" if model.config.is_encoder_decoder else "left"
     model.generation_config = GenerationConfig(

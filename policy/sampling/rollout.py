@@ -1,4 +1,4 @@
-"""What a policy did: prompts, its responses, and how a model reads them again.
+"""Rollouts: prompts with sampled responses, and forward passes of a model over them.
 
 Rows are [prompt padded on the left | response padded on the right], so that every response begins in the same column.
 """
@@ -22,21 +22,21 @@ from policy.sampling.generate import sample_responses
 
 
 class Rollout(NamedTuple):
-    """All tensors (batch, ...); the response's real tokens are those under `response_mask`, EOS included."""
+    """Prompts and responses; all tensors (batch, ...). `response_mask` marks a response's real tokens, EOS included."""
 
     prompts: Tensor  # (batch, prompt) ids
     prompt_mask: Tensor  # (batch, prompt) True on real tokens
     responses: Tensor  # (batch, response) ids
     response_mask: Tensor  # (batch, response) True on real tokens
-    ended: Tensor  # (batch,) True where the policy ended the answer itself
+    ended: Tensor  # (batch,) True if the policy ended the answer with EOS
 
     @property
     def lengths(self) -> Tensor:
-        """(batch,) real tokens of each response."""
+        """(batch,) number of real tokens of each response."""
         return self.response_mask.sum(1)
 
     def rows(self, index: Tensor) -> Rollout:
-        """Some rows, without the columns that are padding in all of them."""
+        """Select rows and drop the columns that are padding in all of them."""
         prompt_width = int(self.prompt_mask[index].sum(1).max())
         response_width = int(self.response_mask[index].sum(1).max())
         return Rollout(
@@ -51,7 +51,7 @@ class Rollout(NamedTuple):
 def as_rollout(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device
 ) -> Rollout:
-    """Given prompts and responses as ids, laid out as if a policy had sampled them; `ended` is True for all."""
+    """Build a rollout from given prompts and responses as ids; `ended` is True for all."""
     prompt_ids, prompt_mask = pad(prompts, pad_id, "left")
     response_ids, response_mask = pad(responses, pad_id, "right")
     ended = torch.ones(len(prompts), dtype=torch.bool)
@@ -70,11 +70,11 @@ def collect_rollout(
     rng: torch.Generator,
     answers_each: int = 1,
 ) -> Rollout:
-    """Answer prompts given as ids, about `batch_size` answers at a time. Rows keep the order of the prompts; a prompt's
-    `answers_each` answers follow each other."""
+    """Sample answers to prompts given as ids, about `batch_size` answers at a time. Rows keep the order of the prompts;
+    a prompt's `answers_each` answers follow each other."""
     device = model.device
     prompt_ids, prompt_mask = (part.to(device) for part in pad(prompts, pad_id, "left"))
-    # Neighbours in length share a batch: the wait is for the longest prompt, and padding is work for nothing.
+    # Prompts of similar length share a batch: each batch takes as long as its longest prompt, and padding is wasted.
     order = prompt_mask.sum(1).argsort(stable=True)
     n = len(prompts) * answers_each
     tokens = torch.full((n, max_new_tokens), pad_id, device=device)
@@ -103,9 +103,9 @@ def collect_rollout(
 
 
 def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop: Tensor) -> Tensor:
-    """(sum of stop - start, hidden): the body's last states at tokens [start, stop) of each row, row after row.
+    """Return (sum of stop - start, hidden): the body's last states at tokens [start, stop) of each row, row after row.
 
-    Tokens count from the prompt's first real one; start and stop are (batch,). Rows are read without their padding.
+    Tokens count from the prompt's first real one; start and stop are (batch,). Padding is removed before reading.
     """
     give_back_free_memory(model.device)
     mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
@@ -114,7 +114,7 @@ def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop
 
 
 def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:
-    """The projection to logits: as a bare weight where it is one, since log-probabilities from that are cheaper."""
+    """The projection to logits, as a bare weight if it has no bias: log-probabilities from a weight are cheaper."""
     head = model.get_output_embeddings()
     return head.weight if type(head) is torch.nn.Linear and head.bias is None else head
 
@@ -123,9 +123,9 @@ def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:
 def response_logprobs(
     model: PreTrainedModel, rollout: Rollout, temperature: float, entropy_gradient: bool = False
 ) -> TokenLogprobs:
-    """Log-probability and entropy of each response token at the sampling temperature, both (batch, response), filler 0.
+    """Log-probability and entropy of response tokens at the sampling temperature, both (batch, response), padding 0.
 
-    Logits exist for real response tokens only, a chunk at a time: never (batch, time, vocabulary).
+    Logits are computed for real response tokens only, a chunk at a time: never (batch, time, vocabulary).
     """
     prompt_lengths = rollout.prompt_mask.sum(1)
     # The state of the last prompt token predicts the first response token, and so on.
@@ -138,5 +138,5 @@ def response_logprobs(
 
 
 def unflatten(values: Tensor, mask: Tensor) -> Tensor:
-    """(real tokens,) back into (batch, response), filler 0; differentiable."""
+    """Put (real tokens,) values back into (batch, response), padding 0; differentiable."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

@@ -1,1 +1,1 @@
-"""Stage 2a: answers of the SFT model, sampled and ranked by code."""
+"""Stage 2a: sample answers from the SFT model and rank them by code."""

@@ -10,24 +10,27 @@ from stages.settings import NOT_NEGATIVE, Device, JudgePath, SamplingConfig, che
 
 @dataclass(frozen=True)
 class ComparisonsConfig:
-    """Step 2a, collecting comparisons: K answers of the SFT model to each prompt, ranked by a labeler given as code.
+    """Stage 2a: sample K answers of the SFT model to each prompt and rank them with a labeler function.
 
-    With people's comparisons at hand a recipe leaves this out and gives `reward_model.data`.
-    """
+    If you have human comparisons, leave this section out and set `reward_model.data`."""
 
     section = "comparisons"
     prompts: list[Source]
+    """Prompts to answer and rank."""
     labeler: JudgePath
-    """"module:function"; its "gold" ranks the answers."""
+    """Labeler, as "module:function"; the answers are ranked by the "gold" score it returns, highest first."""
     answers_per_prompt: int = 4
+    """K, the answers sampled to each prompt."""
     label_noise: float = 0.0
-    """Chance that the preference between two neighbours in rank is turned round, as people's are."""
+    """Probability that two groups of answers adjacent in rank are swapped, to imitate human errors; 0: no noise."""
     tie_margin: float = 0.0
-    """Gold scores closer than this are a tie."""
+    """Answers whose gold scores differ by less than this share a rank; 0: no ties."""
     held_out_prompts: int = 0
-    """The last so many prompts become the held-out comparisons; their labels have no noise."""
+    """Number of prompts, taken from the end, whose comparisons are held out; their labels have no noise."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How the answers are sampled."""
     device: Device = "auto"
+    """Device to run on; auto: the GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_bounds(self, answers_per_prompt=(2, 9), label_noise=(0, 0.5), tie_margin=NOT_NEGATIVE)

@@ -1,8 +1,7 @@
-"""Step 2a, collecting comparisons (InstructGPT 3.1): K answers of the SFT model to each prompt, ranked by a labeler.
+"""Stage 2a, collecting comparisons (InstructGPT 3.1): K answers of the SFT model to each prompt, ranked by a labeler.
 
-Here the labeler is code, with the noise people have; people's own rankings enter as `reward_model.data` and need no
-such step.
-Answers that never ended are left out: what they would have become, nobody can rank.
+The labeler is a function; noise can imitate human errors. Human rankings are given as `reward_model.data` instead and
+do not need this stage. Answers cut off before EOS are left out, because an unfinished answer cannot be ranked.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account
 from stages.judging import Judge, gold_score, load_judge
 
-CHUNK = 1024  # prompts answered between two looks at the progress bar
+CHUNK = 1024  # prompts answered between updates of the progress bar
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl.gz", "held_out.jsonl.gz"
 
 
 def run(config: ComparisonsConfig, job: Job) -> StageResult:
-    """Sample, label, write: the output is comparisons in files of our own format."""
+    """Sample and rank answers; the output is comparisons, in files of the `records` format."""
     device = choose_device(config.device)
     labeler = load_judge(config.labeler, "comparisons.labeler")
     language_model = load_language_model(job.parents["sft"], device)
     prompts = load_all(config.prompts, Prompt, job.seed)
     if config.held_out_prompts >= len(prompts):
         raise ConfigError(
-            f"comparisons.held_out_prompts is {config.held_out_prompts}, but there are {len(prompts)} prompts in all"
+            f"comparisons.held_out_prompts is {config.held_out_prompts}, but there are {len(prompts)} prompts; lower it"
         )
     sampling_rng = torch.Generator(device).manual_seed(job.seed)
     labeler_rng = random.Random(f"labeler {job.seed}")
@@ -59,8 +58,9 @@ def run(config: ComparisonsConfig, job: Job) -> StageResult:
                     n_pairs += sum(a != b for i, a in enumerate(comparison.ranks) for b in comparison.ranks[i + 1 :])
             bar.update(len(batch))
     if n_train == 0:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
         raise ConfigError(
-            f"comparisons: no prompt gave two answers that differ ({dict(dropped)}); raise sampling.max_new_tokens"
+            f"comparisons: no prompt has two answers to compare ({reasons}); raise comparisons.sampling.max_new_tokens"
         )
 
     job.output.mkdir(parents=True)
@@ -74,7 +74,7 @@ def run(config: ComparisonsConfig, job: Job) -> StageResult:
 def distinct_answers(
     prompts: list[Prompt], language_model: LanguageModel, config: ComparisonsConfig, rng: torch.Generator
 ) -> list[list[str]]:
-    """For each prompt its answers that ended, each text once, in the order drawn."""
+    """For each prompt its distinct answers that ended with EOS, in sampling order."""
     model, tokenizer = language_model
     ids = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
     k = config.answers_per_prompt
@@ -90,8 +90,8 @@ def distinct_answers(
 def rank_answers(
     prompt: Prompt, answers: list[str], labeler: Judge, config: ComparisonsConfig, noise: float, rng: random.Random
 ) -> Comparison | str:
-    """A comparison, or why there is none. Rank 1 is best; gold scores within the tie margin of a group's best share
-    its rank."""
+    """A comparison, or the reason why there is none. Rank 1 is best; answers whose gold scores are within the tie
+    margin of a group's best share its rank."""
     if len(answers) < 2:
         return "fewer than two answers that differ"
     gold = {answer: gold_score(labeler(prompt.meta, answer, True), config.labeler) for answer in answers}

@@ -1,1 +1,1 @@
-"""Checks of data, templates and tokenizers that stages, runner and tools share."""
+"""Checks of data, templates and tokenizers that several callers share."""

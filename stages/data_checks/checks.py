@@ -1,4 +1,4 @@
-"""What is looked for in each row's text, without a tokenizer."""
+"""Checks of each row's text that need no tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from data_schema import Comparison, Demonstration, Document, Record, prompt_messages
 from stages.data_checks.findings import EXAMPLES, Finding
 
-SAMPLE = 2000  # characters of a row that its script is told by
+SAMPLE = 2000  # characters of a row from which its script is detected
 SCRIPTS = {
     name: re.compile(f"[{letters}]")
     for name, letters in {
@@ -28,7 +28,7 @@ SCRIPTS = {
     }.items()
 }
 ASCII_LETTER = re.compile("[A-Za-z]")
-# What a prompt looks like that somebody has already put into a template.
+# Marks in a prompt that has already been put into a chat template.
 TEMPLATE_MARK = re.compile(
     r"###\s*(?:Instruction|Response|Human|Assistant)\s*:|\[/?INST\]|<\|(?:im_start|user|assistant|start_header_id)\|>"
     r"|(?:\A|\n\n)(?:Human|Assistant|User): "
@@ -38,7 +38,7 @@ BROKEN = re.compile("[\ufffd\x00]")
 
 
 def script_of(text: str) -> str:
-    """The script that most letters of the text's start are in; Japanese by its Kana; "none" without letters."""
+    """The script of most letters at the text's start. Kana make it Japanese ("Kana"); "none" without letters."""
     start = text[:SAMPLE]
     if start.isascii():
         return "Latin" if ASCII_LETTER.search(start) else "none"
@@ -50,7 +50,7 @@ def script_of(text: str) -> str:
 
 
 class RowChecks:
-    """Counts over the rows it is shown."""
+    """Counts problems over all rows passed to `look_at`."""
 
     def __init__(self, special_tokens: Sequence[str] = ()) -> None:
         marks = sorted({re.escape(token) for token in special_tokens}, key=len, reverse=True)
@@ -77,26 +77,26 @@ class RowChecks:
             self._compare(record)
 
     def scripts(self) -> dict[str, int]:
-        """Rows by script, most first."""
+        """Script -> number of rows, the most frequent first."""
         return dict(self._scripts.most_common())
 
     def findings(self) -> list[Finding]:
         texts = {
             "template_in_text": (
-                "have a chat template's marks in the prompt already, which a template would put there again",
-                "take the marks out, or read the file by a format that does",
+                "have a chat template's marks in the prompt, which the template would add again",
+                "remove the marks, or read the file with a format that removes them",
             ),
             "special_token_in_text": (
-                "spell one of the tokenizer's special tokens in their text, which is read as that token",
-                "take them out of the text; an answer ends at its first EOS",
+                "contain one of the tokenizer's special tokens in their text, which is read as that token",
+                "remove them from the text; an answer ends at its first EOS",
             ),
             "end_mark_in_text": (
-                "have some model's end mark in an answer, which would be trained as words",
-                "take it out: the template adds the tokenizer's own EOS",
+                "have another model's end mark in an answer, which would be trained as text",
+                "remove it: the template adds the tokenizer's own EOS",
             ),
             "broken_characters": (
-                "hold U+FFFD or NUL, what is left of characters that could not be decoded",
-                "get the text again from where it was whole, or delete these rows",
+                "contain U+FFFD or NUL, which replace characters that could not be decoded",
+                "get the text again from an intact source, or delete these rows",
             ),
         }
         found = []
@@ -134,5 +134,5 @@ class RowChecks:
         if self._pairs < 30 or self._longer_wins < 0.65 * self._pairs:
             return []
         text = f"the longer response wins {self._longer_wins / self._pairs:.0%} of {self._pairs} pairs"
-        cure = "expect a reward model that likes length; compare its accuracy with this figure"
+        cure = "expect a reward model that prefers long answers; compare its accuracy with this figure"
         return [Finding("note", "length_bias", text, cure)]

@@ -1,4 +1,4 @@
-"""What an examination of data or of a tokenizer finds."""
+"""Findings about data or a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-EXAMPLES = 3  # ids that a finding names
+EXAMPLES = 3  # maximum number of ids in a finding
 
 
 @dataclass(frozen=True)
 class Finding:
-    severity: Severity  # error: training on this goes wrong, or cannot begin
-    check: str  # one word, the same for every finding of its kind
+    severity: Severity  # error: training on this fails or gives wrong results
+    check: str  # name of the check, the same for all its findings
     text: str  # one line
-    cure: str  # one line; empty for a note that asks for nothing
-    count: int | None = None  # rows, where rows were counted
-    examples: tuple[str, ...] = ()  # ids of some of them
+    cure: str  # how to fix it, one line; empty if nothing needs fixing
+    count: int | None = None  # number of rows, if rows were counted
+    examples: tuple[str, ...] = ()  # ids of some of these rows
 
     def as_json(self) -> dict[str, Any]:
         row = asdict(self) | {"examples": list(self.examples)}
@@ -30,6 +30,6 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def one_line(text: object, limit: int = 200) -> str:
-    """White space folded and the end cut off, for a text that somebody else wrote."""
+    """The text in one line, with white space collapsed and cut off at `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."

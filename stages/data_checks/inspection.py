@@ -1,6 +1,6 @@
-"""What a data set holds and what is wrong with it, before anything is trained on it.
+"""Reports what a data set contains and what is wrong with it, before you train on it.
 
-Everything is counted over all rows, in a few passes that hold numbers but no texts.
+All counts are over all rows, in a few passes that keep numbers in memory but no texts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Tokens(NamedTuple):
-    """A tokenizer with its template set, and what to hold the rows against."""
+    """A tokenizer with its template set, to check the rows with."""
 
     tokenizer: PreTrainedTokenizerBase
     name: str
-    template: str  # "name/version", or "tokenizer" for its own
+    template: str  # "name/version", or "tokenizer" for the tokenizer's own
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Report:
     sources: tuple[str, ...]
     records: int
     dropped: Mapping[str, int]
-    duplicates: int  # rows that repeat an earlier one, character for character
-    near_duplicates: int  # further rows that are nearly an earlier one
-    same_prompt: int  # rows that ask what an earlier one asked
+    duplicates: int  # rows identical to an earlier one
+    near_duplicates: int  # further rows that are nearly identical to an earlier one
+    same_prompt: int  # rows with the same prompt as an earlier one
     lengths: Lengths
     max_length: int | None
     scripts: Mapping[str, int]
@@ -87,8 +87,8 @@ def examine(
     max_length: int | None = None,
     against: Records[Any] | None = None,
 ) -> Report:
-    """The report on `records`. `max_length` counts tokens, or words where there is no tokenizer; `against` are other
-    records, such as an evaluation set, with which they should share no prompt."""
+    """Examine `records` and return the report. `max_length` is in tokens, or in words without a tokenizer. `against`
+    are other records, such as an evaluation set, which should have no prompt in common with `records`."""
     checks = RowChecks(tokens.tokenizer.all_special_tokens if tokens else ())
     contents, prompts = array("Q"), array("Q")
     lengths = Lengths("words", array("q"), array("q"))
@@ -133,7 +133,7 @@ def examine(
 
 
 class Texts(Sequence[str]):
-    """One text of each record, made when it is asked for."""
+    """A text of each record, computed on access."""
 
     def __init__(self, records: Records[Any], text_of: Callable[[Any], str]) -> None:
         self._records, self._text_of = records, text_of
@@ -149,7 +149,7 @@ class Texts(Sequence[str]):
 
 
 def whole_text(record: Record) -> str:
-    """All that a record says, ids and metadata apart."""
+    """The whole text of a record, with ranks, without id and metadata."""
     if isinstance(record, Document):
         return record.text
     answers = record.responses if isinstance(record, Comparison) else ()
@@ -159,7 +159,7 @@ def whole_text(record: Record) -> str:
 
 
 def leak_text(record: Record) -> str:
-    """What is asked, without roles, so that a prompt is told in a set of another kind too."""
+    """The prompt without roles, so that it can be compared with prompts in records of another kind."""
     return record.text if isinstance(record, Document) else "\n".join(m.content for m in prompt_messages(record))
 
 
@@ -167,14 +167,14 @@ def _dropped_findings(records: Records[Any]) -> list[Finding]:
     if not records.dropped:
         return []
     count = sum(records.dropped.values())
-    told = ", ".join(f"{reason}: {n}" for reason, n in sorted(records.dropped.items(), key=lambda item: -item[1]))
+    reasons = ", ".join(f"{reason}: {n}" for reason, n in sorted(records.dropped.items(), key=lambda item: -item[1]))
     empty = sum(n for reason, n in records.dropped.items() if "empty" in reason)
     found = []
     if empty:
         text = f"{empty} of {len(records) + count} rows have an empty or blank text and are left out"
         found.append(Finding("warning", "empty_target", text, "fill or delete them", empty))
-    cure = "mend them, or set on_bad_row: drop in the recipe: without it a run stops at the first"
-    text = f"{count} of {len(records) + count} rows cannot be used ({one_line(told)})"
+    cure = "fix them, or set on_bad_row: drop in the recipe; otherwise a run stops at the first one"
+    text = f"{count} of {len(records) + count} rows cannot be used ({one_line(reasons)})"
     return [*found, Finding("warning", "dropped", text, cure, count)]
 
 
@@ -191,12 +191,12 @@ def _duplicate_findings(
         ids = tuple(records[row].id for row in rows[:EXAMPLES])
         return [Finding(severity, check, text, cure, len(rows), ids)]
 
-    cure = "delete them: what stands twice weighs twice"
+    cure = "delete them: repeated rows count repeatedly in training"
     found = finding("duplicates", repeats, "repeat an earlier row", cure)
-    found += finding("near_duplicates", near, f"are nearly an earlier row (Jaccard {THRESHOLD:g} or more)", cure)
+    found += finding("near_duplicates", near, f"nearly repeat an earlier row (Jaccard {THRESHOLD:g} or more)", cure)
     asked = sorted(set(same_prompt).difference(repeats))
     if asked and records.kind in (Demonstration, Comparison):
-        text = f"{len(asked)} of {n} rows ask what an earlier row asked"
+        text = f"{len(asked)} of {n} rows have the same prompt as an earlier row"
         found.append(
             Finding("note", "same_prompt", text, "", len(asked), tuple(records[i].id for i in asked[:EXAMPLES]))
         )
@@ -204,7 +204,7 @@ def _duplicate_findings(
 
 
 def _leaks(records: Records[Any], against: Records[Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """How many rows of `against` ask what a row of `records` asks."""
+    """-> (number of rows of `against` whose prompt is in `records` too, findings)."""
     texts, others = Texts(against, leak_text), Texts(records, leak_text)
     twins = near_matches(texts, others)
     exact = [twin for twin in twins if twin.similarity == 1]
@@ -218,7 +218,7 @@ def _leaks(records: Records[Any], against: Records[Any]) -> tuple[dict[str, Any]
         if group:
             example = one_line(texts[group[0].row], 80)
             text = f'{len(group)} of {len(against)} prompts of the other set are {what} this one, such as "{example}"'
-            cure = "take them out of one of the two: what was trained on measures nothing"
+            cure = "remove them from one of the two: a model cannot be evaluated on its training prompts"
             ids = tuple(against[twin.row].id for twin in group[:EXAMPLES])
             found.append(Finding(severity, check, text, cure, len(group), ids))
     return {"records": len(against), "shared": len(exact), "nearly_shared": len(near)}, found

@@ -1,4 +1,4 @@
-"""How long the rows are: in tokens as the stages encode them, or in words; and what encoding every row finds."""
+"""Lengths of rows, in tokens as the stages encode them or in words, and findings from encoding every row."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]
 
 class Lengths(NamedTuple):
     unit: str  # "tokens" or "words"
-    whole: array[int]  # one per record; of a comparison the prompt with its longest response
+    whole: array[int]  # one per record; for a comparison the prompt with its longest response
     answers: array[int]  # one per answer
 
 
 def conversations(record: Record) -> list[tuple[Message, ...]]:
-    """What a model would read: one conversation, or of a comparison one for each response; none of a document."""
+    """The conversations a model would read: one, or for a comparison one per response; none for a document."""
     if isinstance(record, Demonstration):
         return [record.messages]
     if isinstance(record, Comparison):
@@ -38,8 +38,8 @@ def conversations(record: Record) -> list[tuple[Message, ...]]:
 
 
 def learned(row: Encoded, kind: type) -> list[bool]:
-    """True on what a model learns to write: every answer of a demonstration, the last of a comparison, and nothing of
-    a prompt."""
+    """True on tokens that a model learns to write: all answers of a demonstration, the last one of a comparison, none
+    of a prompt."""
     if kind is Demonstration:
         return row.is_response
     ends = len(row.ids) if kind is Comparison else 0
@@ -50,7 +50,7 @@ def learned(row: Encoded, kind: type) -> list[bool]:
 
 
 def add_words(record: Record, lengths: Lengths) -> None:
-    """Count a record's words and marks; each Han or Kana character counts as a word."""
+    """Append a record's words and punctuation marks; each Han or Kana character counts as a word."""
     if isinstance(record, Document):
         lengths.whole.append(len(WORD.findall(record.text)))
         return
@@ -63,7 +63,7 @@ def add_words(record: Record, lengths: Lengths) -> None:
 def token_lengths(
     records: Sequence[Any], kind: type, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Lengths, list[Finding]]:
-    """Lengths as the stages encode, and what encoding every row finds."""
+    """-> (lengths in tokens as the stages encode them, findings from encoding every row)."""
     lengths = Lengths("tokens", array("q"), array("q"))
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def token_lengths(
     while batch := list(islice(rest, BATCH)):
         if kind is Document:
             ids = tokenizer([record.text for record in batch], add_special_tokens=False, verbose=False)["input_ids"]
-            lengths.whole.extend(len(row) + 1 for row in ids)  # and the EOS that packing puts after it
+            lengths.whole.extend(len(row) + 1 for row in ids)  # packing adds an EOS
             seen, unknown = seen + sum(map(len, ids)), unknown + sum(row.count(tokenizer.unk_token_id) for row in ids)
             continue
         talks = [conversations(record) for record in batch]
@@ -110,14 +110,14 @@ def _encoding_findings(
     counts: Mapping[str, int], examples: Mapping[str, list[str]], unknown: float, n: int
 ) -> list[Finding]:
     texts: dict[str, tuple[Severity, str, str, str]] = {
-        "no mask": ("error", "empty_mask", "no token under the loss mask, so nothing is learned", "delete these rows"),
+        "no mask": ("error", "empty_mask", "no token has a loss, so nothing is learned", "delete these rows"),
         "no eos": (
             "error",
             "eos_not_trained",
             "an answer does not end with EOS",
-            "make eos_token one that is never split",
+            "make eos_token a special token, so that it is never split",
         ),
-        "only eos": ("warning", "empty_target", "an answer is nothing but EOS", "give it words, or delete the row"),
+        "only eos": ("warning", "empty_target", "an answer is only EOS", "give it text, or delete the row"),
     }
     found = []
     for what, count in counts.items():
@@ -128,8 +128,8 @@ def _encoding_findings(
         else:
             found.append(refusal("error", rows, what, count, shown))
     if unknown >= 0.001:
-        text = f"{unknown:.1%} of the tokens are unknown to the vocabulary"
-        found.append(Finding("warning", "unknown_tokens", text, "take a tokenizer that was made for such text"))
+        text = f"{unknown:.1%} of the tokens are not in the vocabulary"
+        found.append(Finding("warning", "unknown_tokens", text, "use a tokenizer that was made for such text"))
     return found
 
 
@@ -147,7 +147,7 @@ def length_findings(records: Records[Any], lengths: Lengths, max_length: int | N
 
 
 def quantiles(lengths: Sequence[int]) -> dict[str, float]:
-    """Smallest, median, 95th percentile, largest, mean and sum; empty of nothing."""
+    """Smallest, median, 95th percentile, largest, mean and sum; {} without lengths."""
     if not lengths:
         return {}
     ordered = sorted(lengths)
@@ -161,7 +161,7 @@ def quantiles(lengths: Sequence[int]) -> dict[str, float]:
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(from, up to and with, how many) for lengths 0, 1, 2-3, 4-7, 8-15, ... from the smallest to the largest."""
+    """-> (first, last, count) for the lengths 0, 1, 2-3, 4-7, 8-15, ... from the smallest to the largest."""
     counts = Counter(length.bit_length() for length in lengths)
     if not counts:
         return []

@@ -1,6 +1,6 @@
-"""Tasks whose rows all have the same answer, which teach that answer whatever is asked.
+"""Finds tasks whose rows all have the same answer: a model trained on them gives that answer to any question.
 
-A sample from the head of a file sorted by label is like that: ten film reviews of a template, all of them negative.
+The first rows of a file sorted by label are an example: ten film reviews with the same template, all negative.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from data_schema import Demonstration, Record
 from data_schema.held_out import task_of
 from stages.data_checks.findings import EXAMPLES, Finding, one_line
 
-ENOUGH_ROWS = 8  # of two answers drawn alike, one in 128 such tasks would have but one
+ENOUGH_ROWS = 8  # with two equally likely answers, one task in 128 would show only one of them
 
 
 def one_answer_findings(records: Iterable[Record]) -> list[Finding]:
-    """A finding that names such tasks (see `task_of`), if there are any; none for other kinds than demonstrations."""
+    """One finding that names such tasks (see `task_of`), or none. Only demonstrations are checked."""
     rows: Counter[str] = Counter()
-    only: dict[str, str] = {}  # the answer of those tasks that have had no other so far
+    only: dict[str, str] = {}  # task -> its answer, for tasks with a single answer so far
     for record in records:
         if not isinstance(record, Demonstration):
             break
@@ -33,8 +33,8 @@ def one_answer_findings(records: Iterable[Record]) -> list[Finding]:
         return []
     count, example = sum(rows[task] for task in tasks), f'"{one_line(only[tasks[0]], 40)}" in {tasks[0]}'
     text = (
-        f"{len(tasks)} of {len(rows)} tasks ({count} of {rows.total()} rows) have one answer in all of their rows, "
+        f"{len(tasks)} of {len(rows)} tasks ({count} of {rows.total()} rows) have the same answer in all rows, "
         f"such as {example}"
     )
-    cure = "add rows with other answers or leave the tasks out: they teach that answer, whatever is asked"
+    cure = "add rows with other answers or leave the tasks out: they teach this answer to any question"
     return [Finding("warning", "one_answer", text, cure, count, tuple(tasks[:EXAMPLES]))]

@@ -1,7 +1,7 @@
-"""Is this tokenizer, with its template, fit to train on? Its special tokens, and one probing conversation.
+"""Checks whether a tokenizer and its template are fit for training: special tokens, and a short test conversation.
 
-What a wrong answer costs: padding that is EOS, an EOS that is never trained, a template that rewrites the prompt, and
-a doubled BOS each make a model that answers badly or never stops, with a loss that looks well.
+Padding that is EOS, an EOS that is never trained, a template that rewrites the prompt, and a doubled BOS each give a
+model that answers badly or never stops, although its loss looks normal.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PROBE = (
 
 
 def tokenizer_findings(tokenizer: PreTrainedTokenizerBase, own_template: bool) -> list[Finding]:
-    """Findings on a tokenizer whose chat template is set; `own_template`: it is the one it came with."""
+    """Findings on a tokenizer whose chat template is set; `own_template`: the template is the tokenizer's own."""
     found = special_token_findings(tokenizer)
     if tokenizer.eos_token_id is None:
-        return found  # nothing below can be told without one
+        return found  # the checks below need an EOS token
     [single] = encode_rows(tokenizer, [PROBE[:2]])
     if isinstance(single, str):
         return [*found, refusal("error", "a question with its answer", single)]
@@ -46,7 +46,7 @@ def tokenizer_findings(tokenizer: PreTrainedTokenizerBase, own_template: bool) -
 
 
 def special_token_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """EOS and padding: both there, and different."""
+    """Findings unless the tokenizer has both EOS and a padding token, and they differ."""
     if tokenizer.eos_token_id is None:
         text = "the tokenizer has no EOS token, so no answer could ever end"
         return [Finding("error", "eos", text, "set eos_token in the tokenizer")]
@@ -54,13 +54,13 @@ def special_token_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     if tokenizer.pad_token_id is None:
         return [Finding("error", "pad", "the tokenizer has no padding token", cure)]
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        text = f"the tokenizer pads with its EOS {tokenizer.eos_token!r}, and masking one would lose the other"
+        text = f"the tokenizer pads with its EOS {tokenizer.eos_token!r}, so masking the padding would mask EOS too"
         return [Finding("error", "pad_is_eos", text, cure)]
     return []
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded | str]:
-    """As `encode`, with the reason in the place of a conversation that the template refuses."""
+    """As `encode`, but for a conversation that the template refuses the reason is returned instead."""
     from policy.encoding import encode
 
     try:
@@ -68,14 +68,14 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequ
     except (ModelError, TemplateError) as error:
         if len(conversations) == 1:
             return [one_line(error)]
-    half = len(conversations) // 2  # what is refused is rare, so most halves pass whole
+    half = len(conversations) // 2  # refusals are rare, so most halves pass at the first try
     return encode_rows(tokenizer, conversations[:half]) + encode_rows(tokenizer, conversations[half:])
 
 
 def refusal(
     severity: Severity, what: str, reason: str, count: int | None = None, examples: tuple[str, ...] = ()
 ) -> Finding:
-    """The finding for what `encode_rows` gave a reason for."""
+    """The finding for a reason that `encode_rows` returned."""
     text, _, cure = reason.partition("; ")
     check = "template_prefix" if "changes a prompt's text" in reason else "template_refuses"
     shown = f"{what} cannot be encoded: {text.rstrip('.')}"
@@ -88,12 +88,12 @@ def _eos_findings(tokenizer: PreTrainedTokenizerBase, probe: Encoded) -> list[Fi
     eos, eos_id = str(tokenizer.eos_token), tokenizer.eos_token_id
     if probe.ids[-1] != eos_id:
         text = f"EOS {eos!r} is never trained: an answer's last token is {_shown(tokenizer, probe.ids[-1])}, not EOS"
-        cure = "make eos_token a special token that the tokenizer knows wherever it stands"
+        cure = "make eos_token a special token that the tokenizer recognises in any place"
         return [Finding("error", "eos_not_trained", text, cure)]
     prompt = render(tokenizer, PROBE[:1], opening=True)
     if eos not in render(tokenizer, PROBE[:2], opening=False)[len(prompt) :]:
         text = (
-            f"the template writes no EOS {eos!r} after an answer, so whoever trains on its text never trains EOS;"
+            f"the template writes no EOS {eos!r} after an answer, so training on its text never trains EOS;"
             " triptych adds one to every answer"
         )
         return [
@@ -110,15 +110,15 @@ def _bos_findings(tokenizer: PreTrainedTokenizerBase, probe: Encoded, own_templa
         return []
     if probe.ids[:2] == [bos_id, bos_id]:
         text = f"every row begins with BOS {bos!r} twice"
-        return [Finding("error", "double_bos", text, f"take one out of the chat template, or {OWN_TEMPLATES}")]
-    # A template of ours writes BOS only where the tokenizer wants one, and is meant to be tokenized without adding any.
+        return [Finding("error", "double_bos", text, f"remove one from the chat template, or {OWN_TEMPLATES}")]
+    # triptych's templates write BOS only if the tokenizer wants one; their text is tokenized without adding any.
     again = tokenizer(render(tokenizer, PROBE[:1], opening=True))["input_ids"][:2]
     if own_template and again == [bos_id, bos_id]:
         text = (
-            f"the template writes BOS {bos!r} and the tokenizer puts another before it; triptych tokenizes without, but"
-            " whoever gives the rendered text to the tokenizer gets two"
+            f"the template writes BOS {bos!r} and the tokenizer adds another; triptych tokenizes without adding any,"
+            " but other programs that tokenize the rendered text get two"
         )
-        cure = "tokenize with add_special_tokens=False, or take BOS out of the template or out of the tokenizer"
+        cure = "tokenize with add_special_tokens=False, or remove BOS from the template or the tokenizer"
         return [Finding("warning", "double_bos", text, cure)]
     return []
 

@@ -1,1 +1,1 @@
-"""SFT and PPO compared on held-out prompts."""
+"""Compare SFT and PPO on held-out prompts."""

@@ -11,19 +11,23 @@ from stages.settings import COUNT, INFINITY, Device, JudgePath, SamplingConfig, 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """SFT against PPO on prompts that no stage has seen: scores, length, KL, and the win rate with its interval."""
+    """Compare SFT and PPO on prompts no stage was trained on: scores, length, KL, and win rate with its interval."""
 
     section = "evaluate"
     prompts: list[Source]
+    """Prompts to answer; those that any stage was trained on are left out and counted."""
     n_prompts: int = 500
-    """Answer the first so many."""
+    """Number of prompts to answer, taken from the start of the data."""
     judge: JudgePath | None = None
-    """Decides who wins; null: the reward model does, which is the very thing PPO pushed up, and the report says so."""
+    """Judge that decides wins, as "module:function"; null: the reward decides, and the report says so."""
     rewards: list[RewardPart] = field(default_factory=list)
-    """What scores the answers; empty: as ppo.rewards."""
+    """Rewards that score the answers; empty: those of ppo.rewards."""
     max_prompt_length: int = 512
+    """Longest prompt, in tokens; longer ones are dropped and counted."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How both models' answers are sampled."""
     device: Device = "auto"
+    """Device to run on; auto: the GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_bounds(self, n_prompts=(2, INFINITY), max_prompt_length=COUNT)

@@ -1,8 +1,7 @@
-"""Evaluation: the SFT model and the PPO policy answer the same prompts, which no stage has trained on (InstructGPT
-3.6).
+"""Evaluation: SFT model and PPO policy answer the same prompts, which no stage was trained on (InstructGPT 3.6).
 
-Wins are counted by the judge where there is one. Without, the reward model decides, and since PPO pushed up that very
-number its win rate says only how far PPO got on the proxy.
+If the recipe names a judge, it decides wins. Otherwise the reward decides. PPO maximised that reward, so the win rate
+then only measures progress on the proxy.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ RESULT_FILE, SAMPLES_FILE = "evaluation.json", "samples.jsonl"
 
 
 class Answers(NamedTuple):
-    """One model's answers to the evaluation prompts, graded. Every list has one entry per prompt."""
+    """One model's answers to the evaluation prompts and their scores. Every list has one entry per prompt."""
 
     texts: list[str]
     lengths: list[int]  # tokens, EOS included
     ended: list[bool]
     rewards: list[float]  # the weighted sum of the parts
-    parts: list[dict[str, float]]  # each part as reward_<name>; empty dicts where there is one alone
+    parts: list[dict[str, float]]  # each part as reward_<name>; empty dicts if there is only one
     kl: list[float]  # nats from the SFT model, k1 summed over the answer
     grades: list[dict[str, float]]  # by the judge; empty dicts without one
 
@@ -51,7 +50,7 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
     judge = load_judge(config.judge, "evaluate.judge") if config.judge else None
     asked, data = evaluation_prompts(config, job)
     reference = load_language_model(job.parents["sft"], device)
-    # The texts of both models are the SFT model's to read: a policy keeps its tokenizer.
+    # The SFT model's tokenizer is used for both models: the policy has the same one.
     reader = Reader(reference.tokenizer, job.parents["sft"], device, config.sampling.batch_size, job.seed)
     rewards = load_rewards(config.rewards or [RewardPart()], job.parents, reader)
     models = {"sft": reference, "ppo": load_language_model(job.parents["ppo"], device)}
@@ -85,17 +84,17 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
 
 
 def evaluation_prompts(config: EvaluateConfig, job: Job) -> tuple[Unseen, dict[str, Any]]:
-    """The first n_prompts that no parent was trained on and that are short enough, and their account."""
+    """-> (the first n_prompts that no parent was trained on and that are short enough, counts for the manifest)."""
     records: Records[Prompt] = dedup_prompts(load_all(config.prompts, Prompt, job.seed))
     tokenizer = load_tokenizer(job.parents["sft"])
     unseen = unseen_prompts(records, job.parents.values(), tokenizer, config.max_prompt_length)
     if unseen.trained_on:
-        logger.warning("evaluate: %d of %d prompts were trained on and are left out", unseen.trained_on, len(records))
+        logger.warning("evaluate: left out %d of %d prompts that were trained on", unseen.trained_on, len(records))
     if len(unseen.prompts) < 2:
         raise ConfigError(
             f"evaluate.prompts: {len(unseen.prompts)} of {len(records)} prompts are left ({unseen.trained_on} were "
-            f"trained on, {unseen.too_long} are longer than {config.max_prompt_length} tokens); name prompts that no "
-            "stage uses"
+            f"trained on, {unseen.too_long} are longer than {config.max_prompt_length} tokens); give prompts that no "
+            "other stage uses"
         )
     account = data_account(records, trained_on=unseen.trained_on, too_long=unseen.too_long)
     used = unseen.first(config.n_prompts)
@@ -112,7 +111,7 @@ def answer(
     config: EvaluateConfig,
     seed: int,
 ) -> Answers:
-    """Sample one answer to each prompt, and measure it."""
+    """Sample one answer to each prompt; returns the answers with rewards, KL and the judge's grades."""
     reference.model.eval()
     graded = Answers([], [], [], [], [], [], [])
     batches = scored_answers(model, rewards, asked.prompts, asked.ids, config.sampling, seed)
@@ -130,13 +129,14 @@ def answer(
             bar.update(len(texts))
     if judge and "gold" not in graded.grades[0]:
         raise ConfigError(
-            f"evaluate.judge '{config.judge}' gives {sorted(graded.grades[0])} but no 'gold', which decides who wins"
+            f"evaluate.judge '{config.judge}' returns {', '.join(graded.grades[0]) or 'nothing'}, but not 'gold', "
+            "which decides wins; let it return a score under that name"
         )
     return graded
 
 
 def part_rows(parts: Mapping[str, Tensor], n: int) -> list[dict[str, float]]:
-    """Each answer's parts of the reward; nothing where the only part is the reward itself."""
+    """Each answer's parts of the reward; empty if the only part is the reward itself."""
     if len(parts) == 1:
         return [{} for _ in range(n)]
     return [{f"reward_{name}": float(scores[i]) for name, scores in parts.items()} for i in range(n)]
@@ -151,10 +151,10 @@ def sequence_kl(model: LanguageModel, reference: LanguageModel, rollout: Rollout
 
 
 def summarise(answers: Answers) -> dict[str, float]:
-    """Means over prompts; each part of the judge's grade as <part>_mean."""
+    """Means over prompts; each part of the judge's grades and of the reward as <part>_mean."""
     n = len(answers.texts)
-    told = [grade | parts for grade, parts in zip(answers.grades, answers.parts, strict=True)]
-    means = {f"{part}_mean": sum(row[part] for row in told) / n for part in told[0]}
+    scores = [grade | parts for grade, parts in zip(answers.grades, answers.parts, strict=True)]
+    means = {f"{part}_mean": sum(row[part] for row in scores) / n for part in scores[0]}
     return {
         **means,
         "reward_mean": sum(answers.rewards) / n,
@@ -165,12 +165,12 @@ def summarise(answers: Answers) -> dict[str, float]:
 
 
 def decisive(answers: Answers) -> list[float]:
-    """The number that decides who wins a prompt: the judge's gold score, or without a judge the reward."""
+    """The scores that decide who wins each prompt: the judge's gold scores, or the rewards without a judge."""
     return [grade.get("gold", reward) for grade, reward in zip(answers.grades, answers.rewards, strict=True)]
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Win rate with its 95 % interval (Wilson); equal numbers are half a win."""
+    """Win rate with its 95 % interval (Wilson); equal scores count as half a win."""
     wins = sum(a > b for a, b in zip(ours, theirs, strict=True))
     ties = sum(a == b for a, b in zip(ours, theirs, strict=True))
     rate = win_rate(wins, ties, len(ours) - wins - ties)

@@ -1,4 +1,4 @@
-"""All that PPO computes from a rollout before it changes a weight."""
+"""A rollout with the quantities that PPO computes from it before the first update."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from policy.sampling.rollout import Rollout
 
 
 class Experience(NamedTuple):
-    """A rollout and all that PPO computes from it before it changes a weight. Tensors (batch, response), filler 0,
-    but for scores and parts."""
+    """A rollout with everything PPO computes from it before the first update. Tensors are (batch, response) with 0 at
+    padding, except scores and parts."""
 
     rollout: Rollout
-    scores: Tensor  # (batch,) what the reward is made of: the parts' sum, or the penalty for an answer without end
-    parts: dict[str, Tensor]  # (batch,) each part of the sum by its name, before its weight
+    scores: Tensor  # (batch,) weighted sum of the parts; without EOS, score_without_eos replaces the rewards in it
+    parts: dict[str, Tensor]  # name -> (batch,) each part before its weight
     logprobs: Tensor  # under the policy that sampled
     entropy: Tensor
     kl: Tensor  # k1 per token, nats

@@ -1,4 +1,4 @@
-"""What PPO's updates change: the roles, their optimisers and schedules, from the same seed always the same."""
+"""The state that PPO's updates change: models, optimisers and schedules. The same seed gives the same state."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from stages.ppo.settings import PpoConfig
 
 
 class Learner(NamedTuple):
-    """What an update changes, and what it carries from one step to the next."""
+    """The models that an update changes and the state it carries from one step to the next."""
 
     roles: Roles
     optimizers: Optimizers
-    balance: GradientBalance | None  # in place of pretraining_coef
+    balance: GradientBalance | None  # None: the weight is the fixed pretraining_coef
     fits: RowsThatFit
 
 
 def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: torch.device) -> Learner:
-    """The models and their optimisers before the first iteration; the same again from the same seed."""
-    torch.manual_seed(seed)  # adapters draw from the global generator
+    """Load the models and make their optimisers, as before the first iteration; deterministic given the seed."""
+    torch.manual_seed(seed)  # adapters are initialised from the global generator
     values_from = model_for_values(config.rewards, parents)
     roles = load_roles(
         parents["sft"], values_from, device, config.lora, seed, config.shared_backbone, config.offload_frozen
@@ -40,7 +40,7 @@ def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: tor
 
 
 def make_learner(roles: Roles, config: PpoConfig) -> Learner:
-    """Precision, optimisers and schedules of the recipe for these models."""
+    """Set the recipe's precision for these models and make their optimisers and schedules."""
     hold_freed_memory(config, roles.policy.device)
     roles.compute_in(config.precision)
     optimizers = {
@@ -52,14 +52,14 @@ def make_learner(roles: Roles, config: PpoConfig) -> Learner:
 
 
 def hold_freed_memory(config: PpoConfig, device: torch.device) -> None:
-    """Keep what is freed where PPO trains whole models; with adapters memory is worth more than time."""
+    """Let the process keep freed memory when whole models train. With adapters saving memory matters more than time."""
     if config.lora is None:
         keep_freed_memory(device)
 
 
 def take_step(learner: Learner, role: str, limit: float, step: dict[str, float], learns: bool = True) -> None:
-    """The optimiser's step of one model on its gradient, whose norm is clipped and put into `step`; or none, if it does
-    not learn yet."""
+    """Clip one model's gradient, add its norm to `step`, and take an optimiser step unless `learns` is False. Raises
+    ModelError if the gradient is not finite."""
     optimizer, model = learner.optimizers[role][0], getattr(learner.roles, role)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
     if not math.isfinite(norm):

@@ -1,4 +1,4 @@
-"""What PPO tells of an iteration: numbers to watch, a judge's opinion, samples to read."""
+"""What PPO logs of an iteration: metrics, the mean grades of a judge, and samples to read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from policy.maths.losses import explained_variance
 from stages.judging import Judge
 from stages.ppo.experience import Experience
 
-SAMPLE_ROWS = 8  # rows of a table of samples
-TABLES = 10  # tables of samples in a run
+SAMPLE_ROWS = 8  # rows per table of samples
+TABLES = 10  # tables of samples per run
 
 
 def describe(
     experience: Experience, kl_coef: float, learning_rate: float, kl_estimator: KlKind = "k1"
 ) -> dict[str, float]:
-    """What to watch (lm-human-preferences' names): objective/* are means over episodes; KL is in nats per episode.
-
-    `kl_estimator`: what the reward was charged; k2 and k3 follow from the log-ratio, which is k1.
-    """
+    """Metrics of one iteration (lm-human-preferences' names). objective/* are means over episodes; KL is in nats per
+    episode. `kl_estimator` is the one in the reward; k2 and k3 are computed from the log-ratio, which is k1."""
     mask = experience.rollout.response_mask
     kl = experience.kl.sum(1)
     charged, k3 = (
@@ -50,7 +48,7 @@ def describe(
 
 
 def judge_answers(judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], ended: Tensor) -> dict[str, float]:
-    """The mean of each part of the judge's grades."""
+    """Mean over the answers of each part of the judge's grades, as monitor/<part>."""
     rows = zip(prompts, texts, ended.tolist(), strict=True)
     judged = [judge(prompt.meta, text, end) for prompt, text, end in rows]
     return {f"monitor/{part}": sum(row[part] for row in judged) / len(judged) for part in judged[0]}
@@ -59,7 +57,7 @@ def judge_answers(judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str],
 def sample_table(
     prompts: Sequence[Prompt], texts: Sequence[str], experience: Experience
 ) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table of samples with their scores."""
+    """-> (columns, rows) of a table of sampled answers with their scores and KL (nats)."""
     rows = [
         [prompts[i].prompt[-1].content, texts[i], float(experience.scores[i]), float(experience.kl[i].sum())]
         for i in range(min(SAMPLE_ROWS, len(prompts)))
@@ -73,6 +71,6 @@ def add_up(total: dict[str, float], part: Mapping[str, float]) -> None:
 
 
 def means_of(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over an iteration's optimiser steps, and how many those were."""
+    """Means over an iteration's optimiser steps, and the number of steps."""
     means = {name: sum(step[name] for step in measured) / len(measured) for name in measured[0]}
     return {**means, "policy/optimizer_steps": float(len(measured))}

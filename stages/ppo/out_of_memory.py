@@ -1,7 +1,7 @@
-"""Work that is done a few rows at a time, and with half as many where memory runs out.
+"""Run work a few rows at a time, and retry it with half as many when memory runs out.
 
-The work is begun anew as a whole, so whoever does it must leave nothing behind but gradients, which are dropped: no
-optimiser steps, no draws from a generator.
+A retry repeats the whole work. The work must therefore have no side effects except gradients, which are dropped: no
+optimiser steps, no draws from a random generator.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ logger = logging.getLogger("triptych.ppo")
 T = TypeVar("T")
 CURE = (
     "set gradient_checkpointing, lora or shared_backbone, or lower max_prompt_length, sampling.max_new_tokens or "
-    "pretraining_rows ('triptych plan RECIPE' says what takes how much)."
+    "pretraining_rows ('triptych plan RECIPE' shows what uses how much)."
 )
 
 
 class RowsAtOnce:
-    """How many rows of some work fit, as found so far; only ever halved."""
+    """Number of rows of some work that fit in memory, as found so far. It is only ever halved."""
 
     def __init__(self, rows: int, what: str) -> None:
         self.rows, self.what = rows, what
 
     def do(self, work: Callable[[int], T], *models: nn.Module) -> T:
-        """What `work(rows)` returns. Where it runs out of memory, the models' gradients are dropped and it is done
-        again with half the rows.
+        """Return `work(rows)`. If it runs out of memory, drop the models' gradients and retry with half the rows.
 
-        Raises ModelError where not even one row fits.
+        Raises ModelError if not even one row fits.
         """
         while True:
             try:
@@ -45,7 +44,7 @@ class RowsAtOnce:
                     raise
                 if self.rows == 1:
                     raise ModelError(f"ppo: out of memory in {self.what}, one episode at a time; {CURE}") from error
-            # Outside of `except`: the error's frames, and with them what did not fit, are gone by now.
+            # Outside `except`, so that the error's frames, and the tensors they hold, are already freed.
             for model in models:
                 model.zero_grad()
             gc.collect()
@@ -53,32 +52,32 @@ class RowsAtOnce:
                 torch.cuda.empty_cache()
             self.rows //= 2
             logger.warning(
-                "ppo: out of memory in %s; from here on %d episodes at a time, with the same result",
+                "ppo: out of memory in %s; continuing with %d episodes at a time, with the same result",
                 self.what,
                 self.rows,
             )
 
 
 class RowsThatFit(NamedTuple):
-    """In the two parts of PPO that choose their rows themselves."""
+    """Rows at a time in the two phases of PPO that can split their work."""
 
     reading: RowsAtOnce
     update: RowsAtOnce
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device had no room, as against a mistake in the work; PyTorch says the CPU's case in words alone."""
-    told = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in told or "not enough memory" in told
+    """Whether the error means that memory ran out. On a CPU only PyTorch's message says so."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text
 
 
 def micro_batch(config: PpoConfig) -> int:
-    """Episodes in a forward pass of the update, as the recipe says."""
+    """Episodes per forward pass of the update, as the recipe sets it."""
     minibatch = config.rollout_batch // config.minibatches
     return min(config.micro_batch or minibatch, minibatch)
 
 
 def rows_that_fit(config: PpoConfig) -> RowsThatFit:
-    """As many as the recipe says, until memory runs out. Without gradients as many fit as were sampled at once."""
+    """Rows as the recipe sets them. Reading a rollout needs no gradients, so it takes as many rows as sampling."""
     reading = min(config.sampling.batch_size, config.rollout_batch)
     return RowsThatFit(RowsAtOnce(reading, "reading the rollout"), RowsAtOnce(micro_batch(config), "the update"))

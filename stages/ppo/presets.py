@@ -1,5 +1,5 @@
-"""Settings of published PPO runs: what `ppo.preset` puts where a recipe says nothing. docs/ppo.md has the sources, and
-the values that no source gives."""
+"""Settings of published PPO runs. `ppo.preset` fills in those that a recipe leaves out. docs/ppo.md lists the sources,
+and the values that no source gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TEXTS_PER_EPISODE = 8  # InstructGPT C.4: pretraining examples per episode
-NO_CLIPPING = 1e6  # a bound on the gradient's norm that only a broken run reaches
+NO_CLIPPING = 1e6  # a limit on the gradient norm that only a broken run reaches
 
 BOTH: dict[str, Any] = {
     "kl_estimator": "k1",
@@ -63,20 +63,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         **BOTH,
         "pretraining_coef": 0.0,
         "optimizer": TLDR_ADAM,
-        # Its value loss counts 0.1. Adam's step for a tenth of the gradient is that for the whole with ten times eps.
+        # Its value loss is weighted 0.1. With a tenth of the gradient, Adam steps as with the whole one and ten times eps.
         "value_optimizer": {**TLDR_ADAM, "eps": 1e-4},
     },
 }
 
 
 def preset_settings(ppo: Mapping[str, Any]) -> dict[str, Any]:
-    """What the preset named in a recipe's `ppo` section fills in, before the section itself; {} without one.
+    """The settings of the preset named in a recipe's `ppo` section, which the section overrides; {} without a preset.
 
-    The rows of pretraining text keep their share of 8 per episode whatever the section's batch and minibatches.
+    Pretraining text keeps its 8 rows per episode for any batch and number of minibatches in the section.
     """
     name = ppo.get("preset")
     if name not in PRESETS:
-        return {}  # none, or one that is not there, which reading the section refuses
+        return {}  # no preset, or an unknown one, which is refused when the section is read
     preset = PRESETS[name]
     if name != "instructgpt":
         return preset
@@ -85,5 +85,5 @@ def preset_settings(ppo: Mapping[str, Any]) -> dict[str, Any]:
             ppo.get("minibatches", preset["minibatches"])
         )
     except (TypeError, ValueError, ZeroDivisionError):
-        return preset  # refused with its key when the section is read
+        return preset  # refused, with the setting's name, when the section is read
     return {**preset, "pretraining_rows": TEXTS_PER_EPISODE * max(1, episodes)}

@@ -1,10 +1,10 @@
-"""PPO's memory of what it did: a record of each iteration, and states of training to begin a replay at.
+"""Files that PPO keeps for `triptych replay`: the inputs of each iteration's update, and snapshots of its state.
 
-    RUN/rollouts/run.json             the settings, the parents, and what decides how sums are rounded
-    RUN/rollouts/000012.safetensors   iteration 12: all that its update read, real tokens alone, and what it measured
+    RUN/rollouts/run.json             settings, parents, and what affects rounding (device, threads, libraries)
+    RUN/rollouts/000012.safetensors   iteration 12: the inputs of its update, without padding, and its metrics per step
     RUN/snapshots/000010.safetensors  the trained weights and both optimisers after iteration 10
 
-Steps count from 1, as in metrics.jsonl.
+Iterations count from 1, as in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from stages.settings import plain
 
 ROLLOUTS, SNAPSHOTS, RUN = "rollouts", "snapshots", "run.json"
 T = TypeVar("T")
-Steps = list[dict[str, float]]  # what each optimiser step of an iteration measured
-Optimizers = Mapping[str, tuple[torch.optim.Optimizer, LambdaLR]]  # of "policy" and "value"
+Steps = list[dict[str, float]]  # the metrics of each optimiser step of an iteration
+Optimizers = Mapping[str, tuple[torch.optim.Optimizer, LambdaLR]]  # keys "policy" and "value"
 
 
 class Record(NamedTuple):
-    """One iteration: what its update read, and what it measured."""
+    """One iteration: the inputs of its update and the metrics of its steps."""
 
     experience: Experience
     kl_coef: float
-    orders: list[Tensor]  # per inner epoch: the (batch,) permutation that was cut into minibatches
+    orders: list[Tensor]  # per inner epoch: the (batch,) permutation that is split into minibatches
     text: list[Tensor]  # per optimiser step: pretraining rows (rows, length); none without PPO-ptx
     steps: Steps
-    rows_at_once: int  # episodes in a forward pass, fewer than the recipe says where memory ran out
-    stopped: str  # why the run ended within this iteration; "" where it did not
-    at_fault: list[int]  # the episodes of the minibatch it ended in
+    rows_at_once: int  # episodes per forward pass, fewer than the recipe sets if memory ran out
+    stopped: str  # why the run stopped in this iteration; "" if it did not
+    at_fault: list[int]  # the episodes of the minibatch it stopped in
 
 
 class Recorder:
-    """Remembers what an iteration draws and measures, and writes it down however the iteration ends."""
+    """Collects what an iteration draws and measures, and writes it to disk, also if the iteration fails."""
 
     def __init__(self, config: PpoConfig, job: Job, device: torch.device, pad_id: int, fits: RowsThatFit):
         self.fits = fits
@@ -62,7 +62,7 @@ class Recorder:
         self.drawn_orders: list[Tensor] = []
         self.drawn_text: list[Tensor] = []
         self.steps: Steps = []
-        self._epoch_start = 0  # steps before the present inner epoch
+        self._epoch_start = 0  # steps before the current inner epoch
         run = {
             "config": plain(config),
             "seed": job.seed,
@@ -87,7 +87,7 @@ class Recorder:
 
     @contextmanager
     def sampling(self, iteration: int) -> Iterator[None]:
-        """A model that cannot sample any more was spoiled by the update before."""
+        """If sampling fails, point to the previous iteration: its update broke the model."""
         try:
             yield
         except ModelError as error:
@@ -97,7 +97,7 @@ class Recorder:
 
     @contextmanager
     def iteration(self, iteration: int, experience: Experience, kl_coef: float, minibatches: int) -> Iterator[Steps]:
-        """Gives the list for what the steps measure. A ModelError leaves with the place and the way to look at it."""
+        """Yield the list for the steps' metrics. A ModelError is raised again with its place and how to inspect it."""
         for remembered in (self.drawn_orders, self.drawn_text, self.steps):
             remembered.clear()
         try:
@@ -143,7 +143,7 @@ def record_path(run_directory: Path, iteration: int) -> Path:
 
 
 def write_record(path: Path, record: Record, pad_id: int) -> None:
-    """Real tokens alone, ids in as few bytes as hold them; the file appears whole or not at all."""
+    """Write a record without padding, ids in the smallest integer type that fits. The file is written atomically."""
     rollout = record.experience.rollout
     mask = rollout.response_mask
     tensors = {
@@ -154,7 +154,7 @@ def write_record(path: Path, record: Record, pad_id: int) -> None:
         "ended": rollout.ended.clone(),
     }
     for name, value in record.experience._asdict().items():
-        if isinstance(value, Tensor):  # cloned, as safetensors refuses two names for one memory
+        if isinstance(value, Tensor):  # cloned: safetensors refuses tensors that share memory
             tensors |= {f"tokens/{name}": value[mask]} if value.dim() == 2 else {f"episodes/{name}": value.clone()}
     tensors |= {f"parts/{name}": scores.clone() for name, scores in record.experience.parts.items()}
     if record.orders:
@@ -168,7 +168,7 @@ def write_record(path: Path, record: Record, pad_id: int) -> None:
 
 
 def read_record(path: Path, device: torch.device) -> Record:
-    """What `write_record` wrote, tensor for tensor. Raises ModelError for a file that is damaged or not there."""
+    """Read what `write_record` wrote, identical tensors. Raises ModelError if the file is damaged or missing."""
     tensors, about = _load(path, device)
     prompt_lengths, lengths = tensors["prompt_lengths"].long(), tensors["lengths"].long()
     # Prompts are padded on the left.
@@ -197,7 +197,7 @@ def read_record(path: Path, device: torch.device) -> Record:
 
 
 def narrow(ids: Tensor) -> Tensor:
-    """Whole numbers of at least 0 in the smaller of int16 and int32 that holds them."""
+    """Convert non-negative integers to int16, or to int32 if they do not fit."""
     largest = int(ids.max()) if ids.numel() else 0
     return ids.to(torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32)
 
@@ -207,8 +207,8 @@ def snapshot_path(run_directory: Path, iteration: int) -> Path:
 
 
 def write_snapshot(path: Path, optimizers: Optimizers, balance: GradientBalance | None) -> None:
-    """The weights that train, as the optimisers hold them, with their moments, the schedules' places and the
-    gradients' average norms."""
+    """Write the trained weights in the optimisers' order, Adam's moments, the schedules' states and the average
+    gradient norms."""
     tensors: dict[str, Tensor] = {}
     about: dict[str, Any] = {}
     for role, (optimizer, schedule) in optimizers.items():
@@ -222,7 +222,7 @@ def write_snapshot(path: Path, optimizers: Optimizers, balance: GradientBalance 
 
 
 def read_snapshot(path: Path, optimizers: Optimizers, balance: GradientBalance | None, device: torch.device) -> None:
-    """Put weights, optimisers, schedules and average norms where `write_snapshot` found them."""
+    """Restore weights, optimisers, schedules and average norms from a file of `write_snapshot`."""
     tensors, about = _load(path, device)
     if balance is not None:
         balance.norms = tuple(about["norms"])
@@ -253,7 +253,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
 
 def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise ModelError(f"no {path}; the run ended before it, or ppo.keep_rollouts was false: choose another --step.")
+        raise ModelError(f"no {path}; the run ended earlier, or ppo.keep_rollouts was false: choose another --step.")
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["about"])  # noqa: SIM118

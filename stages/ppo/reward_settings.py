@@ -1,4 +1,4 @@
-"""What a recipe says about rewards: the parts of which PPO's is the weighted sum."""
+"""The settings of rewards: the parts whose weighted sum PPO maximises."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ Combination = Literal["mean", "minimum", "penalised"]
 
 @dataclass(frozen=True)
 class RewardPart:
-    """One part of a reward: a reward model, a function, or a penalty. One that names none of them is the pipeline's
-    reward model."""
+    """Part of a reward: a reward model, a function or a penalty. If none is set, it is the recipe's reward model."""
 
     section = "rewards"
     model: str | None = None
-    """A reward model: a name in the store, or a directory; null: ppo.reward_model, or this pipeline's."""
+    """Reward model: a name in the store, or a directory; null: ppo.reward_model, or this recipe's."""
     function: str | None = None
-    """"module:function" called with (prompts, answers, seed); it returns one number for each answer."""
+    """Reward function, as "module:function"; called with (prompts, answers, seed), it returns one number per answer."""
     length_penalty: int | None = None
-    """-1 for each token of an answer beyond this many; `weight` is the price of a token."""
+    """Score -1 for each token of an answer beyond this length; `weight` is then the cost of a token."""
     repetition_penalty: int | None = None
-    """Minus the share of n-grams of so many tokens that the answer repeats (0 to 1)."""
+    """Score minus the share of repeated n-grams in an answer (0 to 1); the value is n, in tokens."""
     weight: float = 1.0
-    """What the part's score is multiplied with in the sum; 0: watched only."""
+    """Factor of the part's score in the weighted sum; 0: the part is only logged."""
     name: str | None = None
-    """Under which it is recorded; null: made from what it is."""
+    """Name of the part in metrics; null: derived from its model, function or penalty."""
     text_crosses_over: bool = False
-    """Let a reward model read prompt and answer in a tokenizer and template of its own."""
+    """Let the reward model encode prompt and answer with its own tokenizer and template."""
     ensemble: Combination = "mean"
-    """How the members of an ensemble make one score; penalised: mean - disagreement_coef * standard deviation."""
+    """How an ensemble's scores are combined; penalised: mean - disagreement_coef * standard deviation."""
     disagreement_coef: float = 1.0
+    """Weight of the ensemble's standard deviation; used only with `ensemble: penalised`."""
 
     def __post_init__(self) -> None:
         kinds = [kind for kind in ("model", "function", "length_penalty", "repetition_penalty") if self.names(kind)]
         if len(kinds) > 1:
-            raise ConfigError(f"one of the rewards names {' and '.join(kinds)}; make them two entries of the list")
+            raise ConfigError(f"one of the rewards sets {' and '.join(kinds)}; make them separate entries of the list")
         if self.text_crosses_over and not self.is_model:
-            raise ConfigError(f"text_crosses_over is set for the reward '{self.label}'; only a reward model has a text")
+            raise ConfigError(f"text_crosses_over is set for the reward '{self.label}'; only reward models have it")
         if not math.isfinite(self.weight):
             raise ConfigError(f"the weight of the reward '{self.label}' is {self.weight}; it must be a finite number")
         if not re.fullmatch(r"\w+", self.label):
-            raise ConfigError(f"a reward is named {self.label!r}; a name holds letters, digits and _ only")
+            raise ConfigError(f"a reward is named {self.label!r}; use only letters, digits and _ in its name")
         check_bounds(self, length_penalty=NOT_NEGATIVE, repetition_penalty=COUNT, disagreement_coef=NOT_NEGATIVE)
 
     def names(self, kind: str) -> bool:
@@ -64,7 +64,7 @@ class RewardPart:
 
     @property
     def is_pipelines(self) -> bool:
-        """Whether it is the reward model of this pipeline, or the one that ppo.reward_model names."""
+        """Whether the part is the recipe's own reward model, or the one that ppo.reward_model names."""
         return self.is_model and self.model is None
 
     @property
@@ -79,29 +79,29 @@ class RewardPart:
 
 
 def check_rewards(section: str, rewards: Sequence[RewardPart]) -> None:
-    """Raise ConfigError where two parts would be recorded under one name."""
+    """Raise ConfigError if two parts have the same name."""
     labels = [part.label for part in rewards]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"{section}.rewards has {labels.count(label)} named '{label}'; give each a `name`")
+            raise ConfigError(f"{section}.rewards has {labels.count(label)} named '{label}'; give each its own `name`")
 
 
 def check_ppo_rewards(rewards: Sequence[RewardPart], reward_model: str | None) -> None:
-    """Raise ConfigError where PPO would have no reward, or a reward model that nothing reads."""
+    """Raise ConfigError if PPO has no reward, or a reward model that no part uses."""
     check_rewards("ppo", rewards)
     if not rewards:
-        raise ConfigError("ppo.rewards is empty, so there is nothing to learn; leave it out for the reward model alone")
+        raise ConfigError("ppo.rewards is empty; leave it out to use only the reward model, or add an entry")
     if reward_model is not None and not reads_pipelines(rewards):
         raise ConfigError(
-            f"ppo.reward_model is '{reward_model}', which no entry of ppo.rewards reads; add {{model: null}}"
+            f"ppo.reward_model is '{reward_model}', but no entry of ppo.rewards uses it; add {{model: null}}"
         )
 
 
 def reads_pipelines(rewards: Sequence[RewardPart]) -> bool:
-    """Whether the pipeline's own reward model is among them."""
+    """Whether one of the parts is the recipe's own reward model."""
     return any(part.is_pipelines for part in rewards)
 
 
 def reward_role(place: int) -> str:
-    """Under which a stage finds the model that the part at this place of the list names."""
+    """The parent role of the model that the entry at this index of the list names."""
     return f"rewards.{place}"

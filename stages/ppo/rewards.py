@@ -1,4 +1,4 @@
-"""A recipe's rewards, loaded: what PPO trains on, and what evaluation scores with."""
+"""Loads a recipe's rewards, for PPO to maximise and for evaluation to score with."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ from stages.ppo.settings import PpoConfig
 
 
 class LoadedModel(NamedTuple):
-    """The pipeline's reward model where somebody has it in memory already."""
+    """The recipe's reward model, if it is in memory already."""
 
     model: PreTrainedModel
-    within: Callable[[], AbstractContextManager[Any]]  # in it, the model is the reward model
+    within: Callable[[], AbstractContextManager[Any]]  # context in which `model` computes as the reward model
 
 
 class Reader(NamedTuple):
-    """Who writes the texts that are scored, and how they are scored."""
+    """The policy whose texts are scored, and how they are scored."""
 
     tokenizer: PreTrainedTokenizerBase  # the policy's
-    source: Path  # where it is from
+    source: Path  # directory of the policy, for error messages
     device: torch.device
     batch_size: int
     seed: int
-    precision: str = "float32"  # of reward models that are loaded for it, once they have been checked
+    precision: str = "float32"  # of reward models loaded here, set after their check
 
 
 def load_rewards(
     rewards: Sequence[RewardPart], parents: Mapping[str, Path], reader: Reader, loaded: LoadedModel | None = None
 ) -> list[Part]:
-    """The parts in order. Raises ConfigError or ModelError for one that is not there or reads other text."""
+    """Load the parts in order. Raises ConfigError or ModelError if one is missing or encodes text differently."""
     return [
         Part(part.label, part.weight, _load(part, reward_role(place), parents, reader, loaded), part.is_penalty)
         for place, part in enumerate(rewards)
@@ -64,7 +64,7 @@ def load_rewards(
 
 
 def load_ppo_rewards(config: PpoConfig, job: Job, roles: Roles) -> list[Part]:
-    """PPO's rewards; the reward model among the roles is not loaded a second time."""
+    """Load PPO's rewards; a reward model that is already among the roles is reused."""
     reader = Reader(
         roles.tokenizer,
         job.parents["sft"],
@@ -99,8 +99,8 @@ def _load(
     members = read_members(source, loaded.model)
     if part.ensemble != "mean" and not members:
         raise ConfigError(
-            f"the reward '{part.label}' asks for the {part.ensemble} of an ensemble, but '{source}' holds one reward "
-            "model; train it with reward_model.ensemble, or leave `ensemble` out"
+            f"the reward '{part.label}' sets `ensemble: {part.ensemble}`, but '{source}' contains one reward model; "
+            "train it with reward_model.ensemble, or leave `ensemble` out"
         )
     reward = ModelReward(partial(_read, loaded.model, members, part), reader.batch_size, loaded.within)
     if reads_same:
@@ -115,8 +115,8 @@ def _read(model: PreTrainedModel, members: Sequence[Member], part: RewardPart, r
 
 
 def model_for_values(rewards: Sequence[RewardPart], parents: Mapping[str, Path]) -> Path | None:
-    """The reward model that PPO's value model starts from: the pipeline's, if it is among the rewards and reads the
-    policy's own ids."""
+    """Directory of the reward model that the value model starts from: the recipe's own, if it is among the rewards and
+    reads the policy's ids; otherwise None."""
     if not reads_pipelines(rewards):
         return None
     crosses = any(part.is_pipelines and part.text_crosses_over for part in rewards)

@@ -1,4 +1,4 @@
-"""PPO's four roles (policy, reference, reward, value) on as few copies of the weights as training allows."""
+"""PPO's four models (policy, reference, reward and value), with as few copies of the weights as possible."""
 
 from __future__ import annotations
 
@@ -37,45 +37,45 @@ logger = logging.getLogger("triptych.ppo")
 
 @dataclass(frozen=True)
 class Roles:
-    """Whole models: four copies of the weights, of which reference and reward model may be on disk while they are not
-    read. With adapters two, where the reference is the policy and the reward model is the value model, each with its
-    adapters off; or one, where each has modules of its own around it."""
+    """The models. Whole models: four copies of the weights; reference and reward model may be on disk while unused.
+    With adapters: two copies (the reference is the policy with adapters off, the reward model is the value model with
+    adapters off), or one copy, around which each role has its own modules."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
     reference: PreTrainedModel
     value: PreTrainedModel
-    reward: PreTrainedModel | None  # None: no reward model of this pipeline reads the policy's ids
+    reward: PreTrainedModel | None  # None: no reward model of this recipe reads the policy's ids
     policy_adapters: Any = None  # peft's wrapper around `policy`, or None
     value_adapters: Any = None
     offloaded: Mapping[str, WeightsOnDisk] = field(default_factory=dict)  # by role
 
     def as_reference(self) -> AbstractContextManager[Any]:
-        """Within it, `reference` computes what the SFT model would."""
+        """Context in which `reference` computes what the SFT model does."""
         if self.reference is self.policy:
             return self.policy_adapters.disable_adapter()
         return self.offloaded["reference"].loaded() if "reference" in self.offloaded else nullcontext()
 
     def as_reward(self) -> AbstractContextManager[Any]:
-        """Within it, `reward` computes what the reward model would."""
+        """Context in which `reward` computes what the reward model does."""
         if self.reward is self.value:
             return self.value_adapters.disable_adapter()
         return self.offloaded["reward"].loaded() if "reward" in self.offloaded else nullcontext()
 
     def compute_in(self, precision: str) -> None:
-        """From here on every role reads in "float32" or in "bfloat16"."""
+        """Set the type of all models' forward passes: "float32" or "bfloat16"."""
         for model in (self.policy, self.reference, self.value, self.reward):
             if model is not None:
                 compute_in(model, precision)
 
     def save_policy(self, directory: Path) -> None:
-        """The policy as a whole model, its adapters merged. The roles cannot be trained on afterwards."""
+        """Save the policy as a whole model, with adapters merged. The roles cannot be trained any further."""
         model = self.policy_adapters.merge_and_unload() if self.policy_adapters else self.policy
         save_checkpoint(model, self.tokenizer, directory)
 
 
 def decided_here(config: PpoConfig, sft: Path) -> tuple[PpoConfig, torch.device]:
-    """The device, and the config without an "auto" that decides numbers: what a record keeps and a replay reads."""
+    """-> (config with `precision: auto` resolved for this machine, device). Records keep this config for replay."""
     device = choose_device(config.device)
     return replace(config, precision=choose_precision(config.precision, device, sft)), device
 
@@ -89,12 +89,12 @@ def load_roles(
     shared_backbone: bool = False,
     offload_frozen: bool = False,
 ) -> Roles:
-    """Policy and reference from the SFT model; reward, and the value model as its copy, from the reward model
-    (InstructGPT C.4). Without a reward model the value model is the SFT model with a head drawn from the seed.
+    """Load policy and reference from the SFT model, and reward and value model from the reward model (InstructGPT
+    C.4). Without a reward model the value model is the SFT model with a head drawn from the seed.
 
-    With `lora` there are two copies of the weights, or one, if `shared_backbone` is asked for and possible; without,
-    `offload_frozen` leaves reference and reward model on disk while they are not read. All in evaluation mode: with
-    dropout on, the first ratio would not be 1.
+    With `lora` there are two copies of the weights, or one if `shared_backbone` is set and possible. Without it,
+    `offload_frozen` keeps reference and reward model on disk while they are unused. All models are in evaluation mode:
+    with dropout, the first ratio would not be 1.
     """
     language_model = load_language_model(sft, device)
     policy, tokenizer = language_model
@@ -116,11 +116,11 @@ def load_roles(
 
 
 def can_share_backbone(sft: Path, reward_model: Path | None) -> bool:
-    """Whether the reward model is an adapter over this SFT model; if not, says why and what happens instead."""
+    """Whether the reward model is an adapter over this SFT model (or absent). If not, log the reason and the effect."""
     why = None if reward_model is None else why_no_adapter(reward_model, sft)
     if why is not None:
         logger.warning(
-            "ppo: two copies of the weights, not one, for the reward model '%s' is no adapter over '%s': %s; train it "
+            "ppo: two copies of the weights, not one: the reward model '%s' is not an adapter over '%s': %s; train it "
             "with reward_model.lora from this SFT model.",
             reward_model,
             sft,
@@ -132,8 +132,8 @@ def can_share_backbone(sft: Path, reward_model: Path | None) -> bool:
 def roles_over_one_backbone(
     language_model: LanguageModel, reward_model: Path | None, lora: LoraConfig, seed: int
 ) -> Roles:
-    """All roles over the SFT model's weights: the reference bare, the policy with new adapters, reward and value model
-    with the adapter and head that the reward model was trained to; the value model's train on.
+    """All roles over the SFT model's weights: the reference without adapters, the policy with new ones, reward and
+    value model with the reward model's adapter and head, which the value model trains further.
 
     Without a reward model the value model gets new adapters and a head drawn from the seed.
     """
@@ -155,7 +155,7 @@ def roles_over_one_backbone(
 
 
 def ready(roles: Roles) -> Roles:
-    """The roles in evaluation mode, their reward model tried."""
+    """Put the roles in evaluation mode and check the reward model's scores; returns the roles."""
     for model in (roles.policy, roles.reference, roles.value):
         model.eval()
     if roles.reward is not None:
@@ -166,7 +166,7 @@ def ready(roles: Roles) -> Roles:
 
 
 def frozen_on_disk(roles: Roles, sft: Path, reward_model: Path | None) -> dict[str, WeightsOnDisk]:
-    """What can be left on disk between the moments in which it is read, by role."""
+    """Role -> weights that can stay on disk while the role is unused."""
     frozen = {"reference": (roles.reference, sft), "reward": (roles.reward, reward_model)}
     found = {role: weights_on_disk(model, place) for role, (model, place) in frozen.items() if model and place}
     return {role: weights for role, weights in found.items() if weights is not None}
@@ -175,18 +175,18 @@ def frozen_on_disk(roles: Roles, sft: Path, reward_model: Path | None) -> dict[s
 def check_same_text(
     policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, policy_source: Path, reward_source: Path
 ) -> None:
-    """Raise ModelError unless both models read the same ids for the same conversation."""
+    """Raise ModelError unless both tokenizers encode a conversation as the same ids."""
     what = text_difference(policy, reward)
     if what is not None:
         raise ModelError(
             f"the {what} of the reward model '{reward_source}' is not that of the policy '{policy_source}', so it "
-            "would score other text than it was trained on; train the reward model from this SFT model, or set "
+            "would score text unlike its training data; train the reward model from this SFT model, or set "
             "text_crosses_over for it in ppo.rewards."
         )
 
 
 def text_difference(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> str | None:
-    """What makes the two read other ids for the same conversation; None where nothing does."""
+    """What differs between two tokenizers so that they encode a conversation differently; None if nothing does."""
     same = {
         "vocabulary": policy.get_vocab() == reward.get_vocab(),
         "chat template": policy.chat_template == reward.chat_template,

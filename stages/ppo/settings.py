@@ -1,4 +1,4 @@
-"""What a recipe says about PPO."""
+"""The settings of PPO."""
 
 from __future__ import annotations
 
@@ -25,123 +25,119 @@ from stages.settings import (
 
 @dataclass(frozen=True)
 class PpoConfig:
-    """Stage 3, PPO against the reward model, with a KL penalty to the SFT model and pretraining text mixed in
-    (InstructGPT 3.5 eq. 2, C.4)."""
+    """Stage 3: maximise the reward minus a KL penalty to the SFT model (InstructGPT 3.5 eq. 2, C.4)."""
 
     section = "ppo"
     prompts: list[Source]
+    """Prompts to answer; repeated ones are used once."""
     preset: Literal["instructgpt", "tldr"] | None = None
-    """Fill in the settings of a published run where the recipe says nothing (docs/ppo.md). Acts where a recipe is read,
-    not on a config made in Python."""
+    """Published run whose values apply to settings that the recipe leaves out (docs/ppo.md); null: none. It takes
+    effect when a recipe is read, not on a config made in Python."""
     sft: str | None = None
-    """Policy to start from and reference of the KL; null: this pipeline's SFT model."""
+    """Initial policy, also the KL reference: a name in the store, or a directory; null: this recipe's SFT model."""
     reward_model: str | None = None
-    """null: this pipeline's reward model."""
+    """Reward model: a name in the store, or a directory; null: this recipe's."""
     rewards: list[RewardPart] = field(default_factory=lambda: [RewardPart()])
-    """Parts of which the reward is the weighted sum (docs/rewards.md)."""
+    """Parts whose weighted sum is the reward (docs/rewards.md); by default the reward model only."""
     iterations: int = 100
-    """Rollout and update so often."""
+    """Number of PPO iterations (one rollout and its updates each)."""
     rollout_batch: int = 512
-    """Episodes per iteration."""
+    """Episodes (a prompt with its answer) per iteration."""
     minibatches: int = 8
-    """Optimiser steps per pass over an iteration's episodes."""
+    """Minibatches, each one optimiser step, per pass over an iteration's episodes."""
     inner_epochs: int = 1
     """Passes over an iteration's episodes (InstructGPT: 1 x 8 minibatches; summarize_from_feedback: 4 x 1)."""
     micro_batch: int = 0
-    """Episodes per forward pass; 0: a whole minibatch. Changes memory, not the gradient."""
+    """Episodes per forward pass of the update; 0: a whole minibatch. Affects memory, not the gradient."""
     gradient_checkpointing: bool = False
-    """Of policy and value model: compute each layer's states anew in the backward pass instead of keeping them. Changes
-    memory, not the gradient."""
+    """Recompute activations in the backward pass instead of storing them. Saves memory; same gradient."""
     max_prompt_length: int = 512
-    """Prompts with more tokens are dropped and counted."""
+    """Longest prompt, in tokens; longer ones are dropped and counted."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How rollouts are sampled."""
     kl_coef: float = 0.02
-    """Weight of the per-token KL penalty in the reward."""
+    """Weight of the per-token KL penalty in the reward; 0: no penalty."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """What that penalty charges for a token (docs/ppo.md); k1 is the log-ratio."""
+    """Estimator of the KL penalty per token (docs/ppo.md); k1 is the log-ratio."""
     kl_target: float | None = None
-    """Adapt kl_coef towards this KL per episode, in nats (lm-human-preferences); null: fixed."""
+    """Adapt kl_coef until the KL per episode is this, in nats (lm-human-preferences); null: kl_coef stays fixed."""
     kl_horizon: int = 10_000
-    """Episodes over which the adaptive coefficient moves."""
+    """Episodes over which the adaptive kl_coef changes by at most 20 %. Used only with kl_target."""
     score_without_eos: float = -1.0
-    """The score of an answer that never ended."""
+    """Score that replaces the rewards (but not the penalties) of an answer cut off before EOS."""
     score_clip: float | None = None
-    """Hold the rewards' normalised sum within this distance of 0, before penalties; null: no limit."""
+    """Clip the weighted sum of rewards, penalties excluded, to within this distance of 0; null: no clipping."""
     whiten_rewards: bool = False
+    """Scale each rollout's token rewards to variance 1; their mean stays."""
     gamma: float = 1.0
+    """Discount per token; 1: no discounting."""
     gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation (GAE)."""
     clip_range: float = 0.2
+    """PPO's clip range: the probability ratio is clipped to 1 ± this."""
     value_clip_range: float | None = 0.2
+    """Clip new values to the old ones ± this in the value loss; null: no clipping."""
     entropy_coef: float = 0.0
-    """Weight of a bonus for the policy's entropy per token (InstructGPT has none)."""
+    """Weight of a bonus for the policy's entropy per token; 0: none (InstructGPT has none)."""
     target_approx_kl: float | None = None
-    """Leave out the rest of an iteration's minibatches at the first that is further than this from the policy that
-    sampled (k3, nats per token); null: never."""
+    """End an iteration's updates early once the policy is further than this from the one that sampled (k3, nats per
+    token); null: never."""
     value_warmup: int = 0
-    """For so many iterations the value model learns alone, the policy stays; then its own warm-up begins."""
+    """Train only the value model for this many iterations; the policy's learning-rate warm-up starts after them."""
     ema_decay: float | None = None
-    """Publish a moving average of the policy's weights (InstructGPT: 0.992); null: the last weights."""
+    """Decay per iteration of the weight average to publish (InstructGPT: 0.992); null: publish the last weights."""
     pretraining_data: list[Source] = field(default_factory=list)
-    """Plain text for PPO-ptx; empty: none."""
+    """Plain text for the pretraining loss that PPO-ptx adds; empty: none."""
     pretraining_coef: float = 0.0
-    """Weight of the pretraining loss (InstructGPT: 27.8)."""
+    """Weight of the pretraining loss (InstructGPT: 27.8); 0: no pretraining loss."""
     pretraining_gradient_ratio: float | None = None
-    """In place of that weight, which then is not read: so large that the text's gradient has this many times the norm
-    of PPO's; null: the fixed weight."""
+    """Choose the pretraining loss's weight automatically: its gradient's norm becomes this multiple of PPO's.
+    Overrides pretraining_coef; null: use pretraining_coef."""
     pretraining_rows: int = 16
     """Rows of pretraining text per minibatch."""
     pretraining_length: int = 128
-    """Tokens of such a row."""
+    """Tokens per row of pretraining text."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(schedule="constant", warmup_steps=10, eps=1e-5)
     )
-    """The policy's; steps count iterations."""
+    """Optimiser of the policy; its schedule counts iterations."""
     value_optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=9e-6, schedule="constant", warmup_steps=10, eps=1e-5)
     )
+    """Optimiser of the value model; its schedule counts iterations."""
     lora: LoraConfig | None = None
+    """Train adapters of policy and value model, for example {rank: 16, alpha: 32}; null: train all weights."""
     shared_backbone: bool = False
-    """With `lora`: all four roles over one copy of the SFT model's weights, if the reward model was trained with LoRA
-    over that model; else two copies (docs/memory.md)."""
+    """With `lora`: use one copy of the SFT model's weights for all four models, if the reward model was trained with
+    LoRA on that SFT model; otherwise two copies (docs/memory.md)."""
     offload_frozen: bool = True
-    """Without `lora`: reference and reward model are in memory only while they are read (docs/memory.md). The same
-    numbers."""
+    """Without `lora`: keep reference and reward model in memory only while they are in use (docs/memory.md). Same
+    results."""
     monitor: JudgePath | None = None
-    """A judge whose scores of each rollout are logged beside the reward. It is watched, never trained on."""
+    """Judge, as "module:function", whose mean scores of each rollout are logged but never trained on; null: none."""
     max_ratio: float | None = 10.0
-    """Stop where the mean probability ratio of a minibatch, new over old, is higher; null: never."""
+    """Stop the run if a minibatch's mean probability ratio (new/old) exceeds this; null: never."""
     max_approx_kl: float | None = 5.0
-    """Stop where the approximate KL of a minibatch, old to new in nats per token, is higher; null: never."""
+    """Stop the run if a minibatch's approximate KL(old || new), in nats per token, exceeds this; null: never."""
     keep_rollouts: bool = True
-    """Keep every iteration's record for `triptych replay`; false: the latest alone, to look at after a stop."""
+    """Keep the rollout of every iteration for `triptych replay`; false: only the latest, to inspect after a stop."""
     snapshot_every: int = 0
-    """Save the state of training after every so many iterations, so that a replay can begin there; 0: never."""
+    """Save the training state every N iterations, so that a replay can start from there; 0: never."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """What the models compute in; weights, optimisers, scores and losses are float32 in any case. auto: bfloat16 where
-    a measurement at the start finds it clearly faster (docs/ppo.md)."""
+    """Type of the forward passes; weights, optimisers, scores and losses are always float32. auto: bfloat16 if a
+    measurement at the start finds it clearly faster (docs/ppo.md)."""
     device: Device = "auto"
+    """Device to run on; auto: the GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
-        check_bounds(
-            self, iterations=COUNT, rollout_batch=COUNT, minibatches=COUNT, inner_epochs=COUNT, micro_batch=NOT_NEGATIVE
-        )
-        check_bounds(
-            self, max_prompt_length=COUNT, kl_coef=NOT_NEGATIVE, kl_target=POSITIVE, kl_horizon=COUNT, gamma=SHARE
-        )
-        check_bounds(self, gae_lambda=SHARE, clip_range=POSITIVE, value_clip_range=POSITIVE)
-        check_bounds(self, max_ratio=(1, INFINITY), max_approx_kl=POSITIVE, snapshot_every=NOT_NEGATIVE)
-        check_bounds(
-            self,
-            score_clip=POSITIVE,
-            entropy_coef=NOT_NEGATIVE,
-            target_approx_kl=POSITIVE,
-            value_warmup=NOT_NEGATIVE,
-            pretraining_gradient_ratio=POSITIVE,
-            ema_decay=SHARE,
-            pretraining_coef=NOT_NEGATIVE,
-            pretraining_rows=COUNT,
-            pretraining_length=(8, INFINITY),
-        )
+        check_bounds(self, iterations=COUNT, rollout_batch=COUNT, minibatches=COUNT, inner_epochs=COUNT)
+        check_bounds(self, micro_batch=NOT_NEGATIVE, max_prompt_length=COUNT, kl_coef=NOT_NEGATIVE, kl_target=POSITIVE)
+        check_bounds(self, kl_horizon=COUNT, gamma=SHARE, gae_lambda=SHARE, clip_range=POSITIVE)
+        check_bounds(self, value_clip_range=POSITIVE, max_ratio=(1, INFINITY), max_approx_kl=POSITIVE)
+        check_bounds(self, snapshot_every=NOT_NEGATIVE, score_clip=POSITIVE, entropy_coef=NOT_NEGATIVE)
+        check_bounds(self, target_approx_kl=POSITIVE, value_warmup=NOT_NEGATIVE, pretraining_gradient_ratio=POSITIVE)
+        check_bounds(self, ema_decay=SHARE, pretraining_coef=NOT_NEGATIVE)
+        check_bounds(self, pretraining_rows=COUNT, pretraining_length=(8, INFINITY))
         if self.rollout_batch % self.minibatches:
             raise ConfigError(
                 f"ppo.rollout_batch is {self.rollout_batch}; "
@@ -150,19 +146,19 @@ class PpoConfig:
         if self.value_warmup >= self.iterations:
             raise ConfigError(
                 f"ppo.value_warmup is {self.value_warmup} of {self.iterations} iterations, so the policy would never "
-                "learn; lower it"
+                "train; lower it"
             )
         if self.shared_backbone and self.lora is None:
-            raise ConfigError("ppo.shared_backbone is set, and what shares a backbone are adapters; set ppo.lora")
+            raise ConfigError("ppo.shared_backbone is set, but only adapters can share a backbone; set ppo.lora")
         check_ppo_rewards(self.rewards, self.reward_model)
         if self.mixes_text and not self.pretraining_data:
             name, off = ("coef", 0) if self.pretraining_gradient_ratio is None else ("gradient_ratio", "null")
             raise ConfigError(
-                f"ppo.pretraining_{name} is set, so ppo.pretraining_data must name plain text; name some, or set "
+                f"ppo.pretraining_{name} is set, but ppo.pretraining_data is empty; add plain text there, or set "
                 f"ppo.pretraining_{name} to {off}"
             )
 
     @property
     def mixes_text(self) -> bool:
-        """Whether this is PPO-ptx."""
+        """Whether pretraining text is mixed in (PPO-ptx)."""
         return self.pretraining_coef > 0 or self.pretraining_gradient_ratio is not None

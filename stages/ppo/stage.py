@@ -1,10 +1,10 @@
-"""Stage 3, PPO against the reward model (InstructGPT 3.5 eq. 2, C.4). One prompt's way, top to bottom:
+"""Stage 3, PPO against the reward model (InstructGPT 3.5 eq. 2, C.4). Top to bottom, a prompt passes through:
 
 prompts -> rollout -> scores -> per-token rewards -> values -> advantages -> minibatch updates -> metrics -> checkpoint.
 
-We differ from the paper: (1) the value loss is clipped, as in lm-human-preferences; (2) advantages are whitened once
-per rollout batch, not per minibatch; (3) gradients are clipped by norm. The score stands on the last real token, and
-one mask serves every loss.
+Differences from the paper: (1) the value loss is clipped, as in lm-human-preferences; (2) advantages are whitened once
+per rollout, not per minibatch; (3) gradients are clipped by norm. The score is added to the reward of the last real
+token. All losses use the same mask of real response tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from stages.ppo.stop import check_first_minibatch, check_step
 
 
 def run(config: PpoConfig, job: Job) -> StageResult:
-    """Improve the SFT model's answers by their rewards; the output is a causal language model."""
+    """Train the SFT model with PPO to maximise the rewards of its answers; the output is a causal language model."""
     config, device = decided_here(config, job.parents["sft"])
     learner = begin(config, job.parents, job.seed, device)
     roles = learner.roles
@@ -112,7 +112,7 @@ def evaluate_rollout(
     kl_coef: float,
     fits: RowsThatFit | None = None,
 ) -> Experience:
-    """Price the answers' distance from the SFT model, and credit each token."""
+    """Turn a rollout and its scores into token rewards (score minus KL penalty), values, advantages and returns."""
     temperature = config.sampling.temperature
     mask = rollout.response_mask
     logprobs, entropy, reference, values = (torch.zeros_like(mask, dtype=torch.float32) for _ in range(4))
@@ -148,7 +148,7 @@ def improve(
     iteration: int,
     steps: Steps,
 ) -> dict[str, float]:
-    """All of an iteration that changes weights, and what it tells; a replay does the same on recorded experience."""
+    """Update the models on one iteration's experience; returns its metrics. Replay calls it on recorded experience."""
     policy_learns = iteration > config.value_warmup
     learning_rate = float(learner.optimizers["policy"][1].get_last_lr()[0]) if policy_learns else 0.0
     with checkpointed(config.gradient_checkpointing, learner.roles.policy, learner.roles.value):
@@ -168,22 +168,22 @@ def update(
     measured: Steps | None = None,
     policy_learns: bool = True,
 ) -> dict[str, float]:
-    """`inner_epochs` passes of `minibatches` optimiser steps each, fewer where the policy gets too far; returns the
-    means of what the steps measured. `orders` gives each pass its permutation of the episodes; `measured`, an empty
-    list, is filled step by step; without `policy_learns` the value model alone takes steps."""
+    """Make `inner_epochs` passes of `minibatches` optimiser steps each, or stop early (`target_approx_kl`); returns the
+    means over steps of their metrics. `orders` yields a permutation of the episodes for each pass; `measured`, an empty
+    list, receives each step's metrics. Without `policy_learns` only the value model takes steps."""
     measured = [] if measured is None else measured
     roles, fits = learner.roles, learner.fits
     for _ in range(config.inner_epochs):
         order = next(orders).to(experience.scores.device)
         for minibatch in order.chunk(config.minibatches):
             text = None if pretraining_rows is None else next(pretraining_rows)
-            # One model after the other: gradients and activations of both are never there at once.
+            # One model after the other, so that their gradients and activations are never in memory together.
             work = partial(policy_gradient, roles, experience, minibatch, text, config, learner.balance)
             step = fits.update.do(work, roles.policy)
             if not measured:
                 check_first_minibatch(step, config.precision)
             check_step(step, config)
-            # Measured before this minibatch's own step, so it is how far the earlier ones went.
+            # Measured before this minibatch's own step, so this is the effect of the earlier steps.
             if measured and step["policy/approx_kl_k3"] > (config.target_approx_kl or math.inf):
                 roles.policy.zero_grad()
                 return means_of(measured)
@@ -198,7 +198,7 @@ def update(
 def micro_batches(
     rollout: Rollout, minibatch: Tensor, rows_at_once: int
 ) -> Iterator[tuple[Rollout, tuple[Tensor, slice]]]:
-    """A few episodes at a time, and where theirs stand in experience's tensors."""
+    """Yield a few episodes at a time, each with the index of its rows and columns in the tensors of Experience."""
     for index in minibatch.split(rows_at_once):
         rows = rollout.rows(index)
         yield rows, (index, slice(0, rows.response_mask.shape[1]))
@@ -213,8 +213,8 @@ def policy_gradient(
     balance: GradientBalance | None,
     rows_at_once: int,
 ) -> dict[str, float]:
-    """The policy's gradient of one optimiser step, added up a few episodes at a time; returns what was measured."""
-    # One token count for the whole step: a micro-batch of short answers must not weigh as much as one of long ones.
+    """Accumulate the policy's gradient of one optimiser step, a few episodes at a time; returns the step's metrics."""
+    # Divide by the whole step's token count: a micro-batch of short answers must not weigh as much as one of long ones.
     n_tokens = int(experience.rollout.response_mask[minibatch].sum())
     step: dict[str, float] = {}
     for rows, part in micro_batches(experience.rollout, minibatch, rows_at_once):
@@ -233,7 +233,7 @@ def policy_gradient(
         add_up(step, {f"policy/{name}": x.item() for name, x in measured.items()})
     if text is not None:
         ppo_gradient = balance.take(roles.policy) if balance else []
-        # In as many pieces as the episodes; rows are of one length, so a piece weighs by its rows.
+        # Split into as many pieces as the episodes. All rows are equally long, so a piece is weighted by its rows.
         for piece in text.split(max(1, len(text) * rows_at_once // micro_batch(config))):
             loss = pretraining_loss(roles.policy, piece) * (len(piece) / len(text))
             ((1.0 if balance else config.pretraining_coef) * loss).backward()
@@ -246,7 +246,7 @@ def policy_gradient(
 def value_gradient(
     roles: Roles, experience: Experience, minibatch: Tensor, config: PpoConfig, rows_at_once: int
 ) -> dict[str, float]:
-    """The value model's, in the same way."""
+    """Accumulate the value model's gradient in the same way; returns the step's metrics."""
     n_tokens = int(experience.rollout.response_mask[minibatch].sum())
     step: dict[str, float] = {}
     for rows, part in micro_batches(experience.rollout, minibatch, rows_at_once):

@@ -1,4 +1,4 @@
-"""When PPO stops by itself: numbers that are not finite, and updates that leave the policy that sampled far behind."""
+"""Checks that stop PPO: numbers that are not finite, and updates that move too far from the policy that sampled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.ppo.settings import PpoConfig
 
 
 class Rounding(NamedTuple):
-    """How far one model may be from itself where its rows are laid out otherwise, mean over a minibatch."""
+    """Largest difference that rounding explains when one model reads the same text in two layouts; minibatch means."""
 
     ratio: float
     approx_kl: float
@@ -25,19 +25,19 @@ ROUNDING = {"float32": Rounding(1e-3, 1e-5, 0.0), "bfloat16": Rounding(2e-2, 5e-
 
 
 def check_experience(experience: Experience) -> None:
-    """Raise ModelError where a log-probability, KL, value, advantage, score or part of it is NaN or infinite."""
+    """Raise ModelError if a log-probability, KL, value, advantage, score or part of it is NaN or infinite."""
     named = {**experience._asdict(), **{f"reward/{name}": scores for name, scores in experience.parts.items()}}
     for name, values in named.items():
         if isinstance(values, Tensor) and not values.isfinite().all():
             place = (~values.isfinite()).nonzero()[0].tolist()
             raise ModelError(
                 f"ppo: {name} is {values[tuple(place)].item()} in episode {place[0]}; lower ppo's learning rates, or "
-                "mend the reward."
+                "fix the reward."
             )
 
 
 def check_step(step: Mapping[str, float], config: PpoConfig) -> None:
-    """Raise ModelError for what a minibatch measured: a number that is not finite, or one above the recipe's limits."""
+    """Raise ModelError if a minibatch's metric is not finite or above the recipe's limits."""
     for name, value in step.items():
         if not math.isfinite(value):
             raise ModelError(f"ppo: {name} is {value}; lower ppo's learning rates.")
@@ -47,16 +47,16 @@ def check_step(step: Mapping[str, float], config: PpoConfig) -> None:
     ):
         if limit is not None and step[name] > limit:
             raise ModelError(
-                f"ppo: {name} is {step[name]:.4g}, above ppo.{key} ({limit:g}): the updates have left the policy that "
-                "sampled far behind; lower ppo's learning rates or inner_epochs, or raise the limit."
+                f"ppo: {name} is {step[name]:.4g}, above ppo.{key} ({limit:g}): the updates moved too far from the "
+                "policy that sampled; lower ppo's learning rates or inner_epochs, or raise the limit."
             )
 
 
 def check_first_minibatch(step: Mapping[str, float], precision: str = "float32") -> None:
-    """Before any weight has changed, new and old log-probabilities are of one model: ratio 1, KL 0, nothing clipped.
+    """Raise ModelError unless ratio is 1, KL 0 and nothing clipped, as rounding allows, before any weight has changed.
 
-    If they differ by more than rounding, sampling and training disagree on temperature, masks, positions or dropout,
-    and every later number would be wrong; so the run stops here.
+    New and old log-probabilities are then of the same model. If they differ, sampling and training disagree on
+    temperature, masks, positions or dropout, and every later number would be wrong.
     """
     ratio, kl, clipped = step["policy/mean_ratio"], step["policy/approx_kl"], step["policy/clip_fraction"]
     rounding = ROUNDING[precision]

@@ -1,1 +1,1 @@
-"""Stage 2: the reward model, trained on ranked answers."""
+"""Stage 2: train a reward model on ranked answers."""

@@ -1,8 +1,8 @@
-"""The README.md inside a published reward model: how its text is written and how its score is read.
+"""Writes the README.md of a published reward model: how to encode text and how to read the score.
 
-A score is reward_gain * logit + reward_bias. Causal architectures have a head without a bias (a logit cannot carry the
-constant, and a final RMSNorm leaves no state to hide it in), so both numbers stay in config.json, and the card holds
-the few lines that apply them. A test runs those lines as they stand.
+A score is reward_gain * logit + reward_bias. The head of causal architectures has no bias, and a final RMSNorm leaves
+no constant for it to use, so the logit cannot include the bias. Both numbers are therefore in config.json, and the card
+contains code that applies them. A test runs that code.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ tags: [reward-model]
 ---
 # Reward model
 
-A {architecture} with one label, trained on people's or a judge's comparisons with InstructGPT's ranking loss. A higher
+A {architecture} with one label, trained with InstructGPT's ranking loss on comparisons by people or a judge. A higher
 score means that an answer is more likely to be preferred to another answer **to the same prompt**: P(a beats b) =
-sigmoid(logit(a) - logit(b)). Scores of different prompts are comparable only as far as the training data made them so.
+sigmoid(logit(a) - logit(b)). Scores for different prompts are comparable only if the training data made them so.
 
 ## Reading a score
 
-- **Text.** `chat_template.jinja` writes the conversation, which ends with the assistant's answer and the EOS token
-  `{eos}` (id {eos_id}). EOS is part of the answer: without it the score is that of an unfinished one.
-- **Tokens.** What stands before an answer and the answer with its EOS are tokenized apart, without special tokens
-  added, and joined as ids. Tokenized as one text, characters could merge across the border into tokens that the model
-  has not seen there.
-- **Place.** The score is read at the last real token, that EOS. Padding is `{pad}` (id {pad_id}), which is not EOS; on
-  which side it stands changes nothing as long as the attention mask marks it.
+- **Text.** Render the conversation with `chat_template.jinja`. It ends with the assistant's answer and the EOS token
+  `{eos}` (id {eos_id}). EOS is part of the answer; without it you get the score of an unfinished answer.
+- **Tokens.** Tokenize the text before an answer and the answer with its EOS separately, without adding special tokens,
+  and concatenate the ids. If you tokenize them as one text, characters can merge across the boundary into tokens that
+  the model has not seen there.
+- **Position.** The score is read at the last real token, which is that EOS. The padding token is `{pad}` (id {pad_id}),
+  not EOS. Pad on either side; the score does not change if the attention mask marks the padding.
 - **Scale.** `logits[0, 0]` is the raw score. The score that training, evaluation and PPO report is
   `reward_gain * logit + reward_bias`, with `reward_gain` {gain:.10g} and `reward_bias` {bias:.10g} from `config.json`.
   {scale}
@@ -68,8 +68,8 @@ def score(messages):
     return model.config.reward_gain * logit(messages) + model.config.reward_bias
 ```
 
-With triptych installed, `triptych score DIRECTORY FILE` does the same for the rows of a file (for several models in one
-checkpoint: their mean, below), and `triptych judge` says on your own comparisons how far to trust it.
+If triptych is installed, `triptych score DIRECTORY FILE` does the same for the rows of a file (with their mean if the
+checkpoint contains several models, see below). `triptych judge` measures on your own comparisons how far to trust it.
 {numbers}"""
 SCALES = {
     "demonstrations": "On this scale the demonstrations score 0 on average.",
@@ -85,8 +85,7 @@ def write_reward_card(
     judged: Mapping[str, Any],
     more: str = "",
 ) -> None:
-    """Leave the card beside the weights. `judged` is what the stage measured on its held-out pairs, `more` stands at
-    the end."""
+    """Write the card into the checkpoint. `judged`: the stage's metrics on held-out pairs; `more`: text to append."""
     normalisation = stored_normalisation(model)
     card = CARD.format(
         architecture=type(model).__name__,
@@ -104,10 +103,10 @@ def write_reward_card(
 
 def _numbers(judged: Mapping[str, Any]) -> str:
     if judged.get("pair_accuracy") is None:
-        return "\nIt kept no comparisons back, so its accuracy was not measured.\n"
+        return "\nNo comparisons were held out, so the accuracy was not measured.\n"
     return (
-        f"\n## Measured\n\nOn {judged['n']} held-out pairs it prefers the better answer in "
+        f"\n## Accuracy\n\nOn {judged['n']} held-out pairs the model prefers the better answer in "
         f"{judged['pair_accuracy']:.1%} (95 % interval {judged['pair_accuracy_low']:.1%} to "
-        f"{judged['pair_accuracy_high']:.1%}); preferring the longer one would get "
+        f"{judged['pair_accuracy_high']:.1%}). Always preferring the longer answer is right in "
         f"{judged['longer_wins_accuracy']:.1%}.\n"
     )

@@ -1,6 +1,6 @@
-"""Further members of a reward model's ensemble: trained over the first one's backbone, each in its own order of data.
+"""Trains the further members of a reward model's ensemble on the first one's backbone, each with its own data order.
 
-They are adapters and heads beside the first member's in the same model, so that the backbone is in memory once.
+Their adapters and heads are in the same model as the first member's, so that the backbone is in memory only once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from reward.scoring import score_responses
 if TYPE_CHECKING:
     from stages.reward_model.trainer import Ranking
 
-SEED_STEP = 100_003  # between members, so that runs of neighbouring seeds share none
+SEED_STEP = 100_003  # between members, so that runs with neighbouring seeds share no member
 FIRST = "default"  # peft's name for the first adapter
 CARD = """
 ## Ensemble
 
-This checkpoint holds {n} reward models over one backbone. `model.safetensors`, and with it all that is said above, is
-the first. Each of the others is a PEFT adapter on top of it, with a head of its own, in `ensemble/member_1` and so on:
-`PeftModel.from_pretrained(model, "ensemble/member_1")` opens one. Their gain and bias stand in that order in
-`ensemble/ensemble.json`. triptych's PPO scores with the mean of all members, their minimum, or the mean less their
-disagreement; `triptych score` and `triptych judge` with the mean, which is, after the lines above:
+This checkpoint contains {n} reward models with one backbone. `model.safetensors` is the first; everything above is
+about it. Each of the others is a PEFT adapter on top of the first, with its own head, in `ensemble/member_1` and so on;
+`PeftModel.from_pretrained(model, "ensemble/member_1")` loads one. `ensemble/ensemble.json` lists their gains and biases
+in that order. triptych's PPO scores with the mean of all members, their minimum, or the mean minus a penalty for their
+disagreement. `triptych score` and `triptych judge` use the mean. After the code above, these lines compute it:
 
 ```python
 import json
@@ -62,14 +62,14 @@ def mean_score(messages):
 
 
 def member_seed(seed: int, member: int) -> int:
-    """Of a member's head, adapter and order of data; the first member's is the recipe's own."""
+    """Seed of a member's head, adapter and order of data; member 0 has the recipe's seed."""
     return seed + SEED_STEP * member
 
 
 def train_others(model: Any, fit: Callable[[int], None], n: int, seed: int) -> list[Member]:
-    """The members but the first as changes of it, their scale not yet set. `model` is peft's with the first member
-    trained, and is left so; `fit(member)` trains what is active in it."""
-    names = [FIRST, *(f"member_{member}" for member in range(1, n))]  # "1" peft would take for a layer's number
+    """Train all members but the first; returns them relative to the first, their scale not yet set. `model` is peft's,
+    with the first member trained and active, before and after. `fit(member)` trains the active adapter."""
+    names = [FIRST, *(f"member_{member}" for member in range(1, n))]  # not "1": peft would read it as a layer's number
     for member, name in enumerate(names[1:], start=1):
         own = member_seed(seed, member)
         torch.manual_seed(own)
@@ -86,7 +86,7 @@ def train_others(model: Any, fit: Callable[[int], None], n: int, seed: int) -> l
 
 
 def trained_member(model: Any, adapter: str) -> Member:
-    """One adapter of peft's model with its head, as a change of the backbone."""
+    """An adapter of peft's model with its head, as a change to the backbone."""
     from peft import get_peft_model_state_dict
 
     settings = model.peft_config[adapter]
@@ -97,7 +97,7 @@ def trained_member(model: Any, adapter: str) -> Member:
 def set_scales(
     model: PreTrainedModel, members: Sequence[Member], normalise: Callable[[], RewardNormalisation]
 ) -> list[Member]:
-    """Every member on the scale that the first has: `normalise` finds it for what the model now computes."""
+    """Set every member's gain and bias; `normalise` finds them for the member that the model currently acts as."""
     found = []
     for member in members:
         with acting_as(model, member):
@@ -112,7 +112,7 @@ def judge_members(
     rankings: Sequence[Ranking],
     pad_id: int,
 ) -> dict[str, Any]:
-    """Pair accuracy on held-out rankings of each member and of their mean and minimum, and how far they disagree."""
+    """Pair accuracy of each member, their mean and their minimum on held-out rankings, and their disagreement."""
     if not rankings:
         return {"members": 1 + len(members)}
     prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
@@ -138,7 +138,7 @@ def judge_members(
 
 
 def publish_members(directory: Path, model: PreTrainedModel, members: Sequence[Member], lora: Any) -> None:
-    """The members' files beside the first one's, and what they are in its card. `lora` are peft's settings."""
+    """Write the members' files into the checkpoint and describe them in its card. `lora`: peft's settings."""
     write_members(directory, model, members, adapter_settings(lora))
     with (directory / "README.md").open("a", encoding="utf-8") as card:
         card.write(CARD.format(n=1 + len(members)))

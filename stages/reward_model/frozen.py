@@ -1,4 +1,4 @@
-"""How a reward model over frozen layers is fitted: one pass over all texts, then a readout chosen by five folds."""
+"""Fits a reward model on frozen layers: one pass over all texts, then a readout selected by five folds."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ FOLDS = 5
 def fit_frozen(
     model: PreTrainedModel, train: Sequence[Ranking], collator: RankingCollator, config: RewardModelConfig, job: Job
 ) -> dict[str, float]:
-    """Fit the readout of a model that was cut, write it into the model; returns what the folds measured."""
+    """Fit the readout of a model that was cut and write it into the model; returns the folds' metrics."""
     if len(train) < FOLDS:
         raise ConfigError(
-            f"reward_model.frozen_layers has {len(train)} comparisons to learn from and needs {FOLDS}; give more data"
+            f"reward_model.frozen_layers needs {FOLDS} training comparisons, but there are {len(train)}; give more data"
         )
     model.eval()
     rankings, means = read_means(model, train, collator, config.batch_prompts)
     measured = {l2: across_folds(rankings, means, collator, l2, job.seed) for l2 in PENALTIES}
     best = min(PENALTIES, key=lambda l2: measured[l2].fit.log_loss)
-    # The penalty makes scores small, and by how much is known from the folds: differences become log-odds again.
+    # The penalty shrinks the scores. The folds show by how much; dividing by it turns differences into log-odds again.
     temperature = measured[best].fit.temperature or 1.0
     readout = fit_readout(torch.cat(means), collator.pairs(rankings, len(rankings)), best).divided(temperature)
     write_readout(model, readout)
@@ -53,7 +53,7 @@ def fit_frozen(
 def read_means(
     model: PreTrainedModel, rankings: Sequence[Ranking], collator: RankingCollator, batch_prompts: int
 ) -> tuple[list[Ranking], list[Tensor]]:
-    """-> (the rankings, by length, the (answers, hidden) mean states of each, on the CPU)."""
+    """-> (the rankings sorted by length, the (answers, hidden) mean states of each, on the CPU)."""
     ordered = sorted(rankings, key=Ranking.n_tokens)
     batches = (ordered[start : start + batch_prompts] for start in range(0, len(ordered), batch_prompts))
     done: list[Ranking] = []
@@ -72,7 +72,7 @@ def on_device(collator: RankingCollator, rankings: Sequence[Ranking], model: Pre
 
 
 class Folds(NamedTuple):
-    """On pairs of prompts that were left out of the fit, each once."""
+    """Metrics on pairs that were left out of the fit, each pair once."""
 
     pair_accuracy: float
     fit: Temperature
@@ -81,7 +81,7 @@ class Folds(NamedTuple):
 def across_folds(
     rankings: Sequence[Ranking], means: Sequence[Tensor], collator: RankingCollator, l2: float, seed: int
 ) -> Folds:
-    """What a penalty is worth; the folds are drawn from the seed."""
+    """Cross-validate one L2 penalty; the seed decides the folds."""
     order = torch.randperm(len(rankings), generator=torch.Generator().manual_seed(seed)).tolist()
     differences: list[Tensor] = []
     for fold in range(FOLDS):

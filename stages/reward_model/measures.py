@@ -1,7 +1,7 @@
-"""How far a reward model can be trusted: its numbers on pairs that people, or a judge in code, have ordered.
+"""Measures how far a reward model can be trusted, on pairs that people or a judge function have ordered.
 
-Pairs of one prompt are related: K answers give up to K (K - 1) / 2 of them. So every interval here counts prompts as
-the independent draws, not pairs, and is wider than the binomial one where a prompt's pairs are right or wrong together.
+Pairs of one prompt are not independent: K answers give up to K (K - 1) / 2 of them. So all intervals treat prompts, not
+pairs, as independent samples, and are wider than binomial ones if a prompt's pairs tend to be right or wrong together.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from stages.reward_model.trainer import Ranking
 
 Ints = npt.NDArray[np.int64]
-FEW = 6  # different values up to which a table has a row for each
+FEW = 6  # up to this number of distinct values a table has a row for each
 
 
 class ScoredPairs(NamedTuple):
-    """Every pair with a preference, ties left out. All (pairs,) but the last three, which are (answers,)."""
+    """All pairs with a preference; ties are left out. All fields are (pairs,), but the last three (answers,)."""
 
     difference: Floats  # score of the preferred answer minus that of the other
-    longer: Floats  # 1 where the preferred answer is longer, 0.5 where both are equally long, 0 else
-    rank_distance: Ints  # ranks between the two
-    prompt: Ints  # which prompt the pair belongs to; equal prompts have one number
-    comparison: Ints  # which comparison it came from, from 0
+    longer: Floats  # 1 if the preferred answer is longer, 0.5 if both are equally long, else 0
+    rank_distance: Ints  # difference of the two ranks
+    prompt: Ints  # number of the pair's prompt; equal prompts have the same number
+    comparison: Ints  # number of the pair's comparison, from 0
     scores: Floats
     lengths: Ints  # tokens, EOS included
-    answer_prompt: Ints  # which prompt is answered, numbered as in `prompt`
+    answer_prompt: Ints  # number of the answer's prompt, as in `prompt`
 
 
 class Rate(NamedTuple):
@@ -56,8 +56,8 @@ class Rate(NamedTuple):
 def scored_pairs(
     scores: Sequence[float], lengths: Sequence[int], ranks: Sequence[Sequence[int]], prompts: Sequence[Any]
 ) -> ScoredPairs:
-    """Scores and lengths of the answers laid end to end, comparison after comparison, with the ranks and the prompt
-    (anything hashable) of each comparison."""
+    """Make pairs from the scores and lengths of all answers, in one list in the order of the comparisons, and each
+    comparison's ranks and prompt (anything hashable)."""
     score, length = np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.int64)
     pairs = pair_index(ranks)
     winner, loser = pairs.winner.numpy(), pairs.loser.numpy()
@@ -78,8 +78,8 @@ def scored_pairs(
 
 
 def clustered_rate(credit: Floats, cluster: Ints) -> Rate:
-    """Share of `credit` (0 to 1 each) with its Wilson interval at the number of independent pairs these are worth:
-    n over the design effect, the variance between clusters over the binomial one, and at most n (Kish 1965)."""
+    """Mean of `credit` (0 to 1 each) with its Wilson interval at the effective number of pairs: n over the design
+    effect (variance between clusters over binomial variance), at most n (Kish 1965)."""
     n = len(credit)
     rate = float(credit.mean())
     sums = np.bincount(cluster, weights=credit - rate)
@@ -89,19 +89,19 @@ def clustered_rate(credit: Floats, cluster: Ints) -> Rate:
         variance = n_clusters / (n_clusters - 1) * float((sums**2).sum()) / n**2
         worth = min(n, rate * (1 - rate) / variance) if variance > 0 else n
     elif n_clusters < n:
-        worth = float(n_clusters)  # all right, or all wrong: the pairs of a prompt may be so together
+        worth = float(n_clusters)  # all right or all wrong: a prompt may be the reason for all its pairs
     center = (rate + Z_95**2 / (2 * worth)) / (1 + Z_95**2 / worth)
     half = Z_95 * math.sqrt(rate * (1 - rate) / worth + Z_95**2 / (4 * worth**2)) / (1 + Z_95**2 / worth)
     return Rate(rate, max(0.0, center - half), min(1.0, center + half), n)
 
 
 def is_right(pairs: ScoredPairs) -> Floats:
-    """(pairs,) 1 where the preferred answer scores strictly higher, else 0."""
+    """(pairs,) 1 if the preferred answer scores strictly higher, else 0."""
     return (pairs.difference > 0).astype(np.float64)
 
 
 def judge_scores(pairs: ScoredPairs) -> dict[str, Any]:
-    """Every number about one set of pairs, as JSON values; None where the pairs do not settle it."""
+    """All metrics of a set of pairs, as JSON values; None where the pairs do not determine one."""
     n = len(pairs.difference)
     if not n:
         return {"pair_accuracy": None, "n": 0}
@@ -142,7 +142,7 @@ def judge_scores(pairs: ScoredPairs) -> dict[str, Any]:
 
 
 def gain_over(right: Floats, baseline: Floats, cluster: Ints) -> dict[str, float]:
-    """Accuracy minus that of a baseline on the same pairs, with the 95 % interval over prompts."""
+    """Accuracy minus a baseline's on the same pairs, with its 95 % interval over prompts."""
     gain = right - baseline
     mean = float(gain.mean())
     sums = np.bincount(cluster, weights=gain - mean)
@@ -156,7 +156,7 @@ def rate_of(right: Floats, pairs: ScoredPairs, inside: npt.NDArray[np.bool_]) ->
 
 
 def table(pairs: ScoredPairs, labels: Sequence[Any], names: Callable[[Any], str] = str) -> list[dict[str, Any]]:
-    """The model's accuracy and the longer answer's for each label of a pair, in the labels' order; None has no row."""
+    """Accuracy of the model and of "the longer answer wins" for each label of a pair, sorted; None gets no row."""
     right = is_right(pairs)
     places: dict[Any, list[int]] = {}
     for place, label in enumerate(labels):
@@ -173,7 +173,7 @@ def table(pairs: ScoredPairs, labels: Sequence[Any], names: Callable[[Any], str]
 
 
 def quarters(values: Sequence[float | None]) -> list[tuple[float, float] | None]:
-    """Each number's class: itself (twice) where there are few different ones, else the bounds of its quarter."""
+    """Each value's class as (low, high): the value twice if at most FEW are distinct, else its quartile's bounds."""
     known = [value for value in values if value is not None]
     if len(set(known)) <= FEW:
         return [None if value is None else (value, value) for value in values]
@@ -185,14 +185,14 @@ def quarters(values: Sequence[float | None]) -> list[tuple[float, float] | None]
 
 
 def score_by_length(pairs: ScoredPairs) -> list[dict[str, float]]:
-    """Mean length and mean score of the answers in tenths by length."""
+    """Mean length and mean score of the answers in each decile of length."""
     order = np.argsort(pairs.lengths, kind="stable")
     tenths = [part for part in np.array_split(order, 10) if len(part)]
     return [{"length": float(pairs.lengths[part].mean()), "score": float(pairs.scores[part].mean())} for part in tenths]
 
 
 def correlation(a: Floats, b: Floats) -> float | None:
-    """Pearson's r; None where one of them does not vary."""
+    """Pearson's r; None if one of the two does not vary."""
     if len(a) < 2 or not a.std() or not b.std():
         return None
     return float(np.corrcoef(a, b)[0, 1])
@@ -204,8 +204,8 @@ def within(values: Floats, group: Ints) -> Floats:
 
 
 def judge_pairs(model: PreTrainedModel, rankings: Sequence[Ranking], pad_id: int) -> dict[str, Any]:
-    """Accuracy on held-out pairs with its 95 % interval, beside what "the longer answer wins" would reach; all the
-    other numbers under `judgement`."""
+    """Accuracy on held-out pairs with its 95 % interval, and that of "the longer answer wins"; all other metrics are
+    under `judgement`."""
     if not rankings:
         return {"pair_accuracy": None, "n": 0}
     prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]

@@ -12,15 +12,15 @@ from stages.settings import COUNT, INFINITY, NOT_NEGATIVE, POSITIVE, Device, Lor
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """What a comparison's label says beyond an order."""
+    """Soft labels and margins of comparisons."""
 
     section = "reward_model.labels"
     margins: bool = False
-    """Let the score of the better answer lead by the comparison's `margin`, where it states one."""
+    """Subtract a comparison's `margin`, if it has one, from the score difference in the loss."""
     noise: float = 0.0
-    """The chance that a label is wrong: the loss aims at this probability for the worse answer, not at 0."""
+    """Probability that a label is wrong; the loss's target for the worse answer (label smoothing). 0: none."""
     merge_labelers: bool = False
-    """Make one comparison of those with the same prompt and answers: each pair's label is the share of votes."""
+    """Merge comparisons of the same prompt and answers; a pair's label is then its share of the votes."""
 
     def __post_init__(self) -> None:
         check_bounds(self, noise=(0, 0.49))
@@ -31,49 +31,52 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class RewardModelConfig:
-    """Stage 2, the reward model: a scalar head on the SFT model, trained on all pairs of each ranking (InstructGPT
-    3.5 eq. 1, C.2)."""
+    """Stage 2: train the SFT model with a scalar head on ranked answers (InstructGPT 3.5 eq. 1, C.2)."""
 
     section = "reward_model"
     data: list[Source] = field(default_factory=list)
-    """Comparisons; empty: those the `comparisons` step collected."""
+    """Comparisons to train on; empty: those that the `comparisons` stage collected."""
     demonstrations: list[Source] = field(default_factory=list)
-    """On these the mean reward is made 0; empty: the SFT stage's data."""
+    """Demonstrations whose mean reward is set to 0; empty: the SFT stage's data."""
     normalise_on: Literal["demonstrations", "policy_samples"] = "demonstrations"
-    """demonstrations: bias only (InstructGPT); policy_samples: mean 0 and deviation 1 on the SFT model's own answers
-    (lm-human-preferences), taken from the comparisons."""
+    """How rewards are scaled. demonstrations: mean 0 on them, by a bias (InstructGPT); policy_samples: mean 0 and
+    standard deviation 1 on the SFT model's own answers (lm-human-preferences), taken from the comparisons."""
     normalise_rows: int = 1000
-    """At most so many demonstrations or answers are scored for it."""
+    """Maximum number of demonstrations or answers scored for normalise_on."""
     sft: str | None = None
-    """Start from this checkpoint or model directory; null: this pipeline's SFT model."""
+    """Model to start from: a name in the store, or a directory; null: this recipe's SFT model."""
     held_out: float = 0.1
-    """Share of the prompts kept back to measure pair accuracy on, where the comparisons bring no held-out part."""
+    """Share of prompts held out to measure pair accuracy; only for `data`. 0: none."""
     epochs: float = 1.0
+    """Passes over the training comparisons."""
     batch_prompts: int = 64
-    """Prompts per optimiser step; every answer and pair of a prompt stays in one step."""
+    """Prompts per optimiser step; all answers and pairs of a prompt are in the same step."""
     micro_batch_tokens: int = 0
-    """Tokens per forward pass, rounded up to whole prompts; 0: a whole batch. Changes memory, not the gradient."""
+    """Tokens per forward pass, rounded up to whole prompts; 0: a whole batch. Affects memory, not the gradient."""
     gradient_checkpointing: bool = False
-    """Compute each layer's states anew in the backward pass instead of keeping them. Changes memory, not the
-    gradient."""
+    """Recompute activations in the backward pass instead of storing them. Saves memory; same gradient."""
     max_length: int = 1024
-    """Tokens of prompt and answer together; a comparison with a longer one, or one longer than the model has positions
-    for, is dropped and counted."""
+    """Longest prompt with its answer, in tokens; a comparison with a longer one (or one longer than the model's
+    context) is dropped and counted."""
     labels: LabelConfig = field(default_factory=LabelConfig)
+    """How labels are read: margins, noise, several labelers."""
     ensemble: int = 1
-    """Members, all adapters over one backbone (docs/rewards.md); more than one need `lora`."""
+    """Number of reward models, as adapters over one backbone (docs/rewards.md); more than 1 needs `lora`."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=9e-6))
+    """Optimiser; its schedule counts optimiser steps."""
     lora: LoraConfig | None = None
+    """Train adapters, for example {rank: 16, alpha: 32}; null: train all weights."""
     frozen_layers: int | None = None
-    """Keep so many layers as they are and fit a linear readout of the mean of their states, for a few hundred
-    comparisons (docs/reward_model.md): no epochs, no optimizer. null: train the whole model."""
+    """Freeze this many layers and fit a linear readout of their mean state over tokens, for a few hundred comparisons
+    (docs/reward_model.md). epochs and optimizer are then unused. null: train the whole model."""
     device: Device = "auto"
+    """Device to run on; auto: the GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_bounds(self, normalise_rows=(2, INFINITY), held_out=(0, 0.9), epochs=POSITIVE, batch_prompts=COUNT)
         check_bounds(self, micro_batch_tokens=NOT_NEGATIVE, max_length=(8, INFINITY), ensemble=COUNT)
         if self.ensemble > 1 and self.lora is None:
-            raise ConfigError("reward_model.ensemble is above 1, and its members are adapters; set reward_model.lora")
+            raise ConfigError("reward_model.ensemble is above 1, but its members are adapters; set reward_model.lora")
         check_bounds(self, frozen_layers=COUNT)
         if self.frozen_layers is not None and self.lora is not None:
             raise ConfigError("reward_model has frozen_layers and lora; frozen layers take no adapters, so set one")

@@ -1,8 +1,8 @@
 """Stage 2, the reward model (InstructGPT 3.5 eq. 1, C.2), on Hugging Face's Trainer.
 
-All answers to a prompt are scored once and all their pairs make one batch element; each prompt weighs the same.
-Afterwards the scale is set: demonstrations score 0 on average (or the policy's own answers 0 with deviation 1), kept
-in the model's config.
+All answers to a prompt are scored once, and all their pairs are one batch element; every prompt has the same weight.
+After training the scale is set and stored in the model's config: demonstrations score 0 on average, or the SFT model's
+own answers have mean 0 and standard deviation 1.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ logger = logging.getLogger("triptych.reward_model")
 
 
 def run(config: RewardModelConfig, job: Job) -> StageResult:
-    """Train a scalar head and body on rankings; the output opens with AutoModelForSequenceClassification."""
+    """Train the model and its scalar head on rankings; the output loads with AutoModelForSequenceClassification."""
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
     tokenizer = load_tokenizer(job.parents["sft"])
@@ -89,7 +89,7 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
             model, partial(fit, model, train, collator, config, job, steps), config.ensemble, job.seed
         )
 
-    if config.lora:  # as it is before merging
+    if config.lora:  # before merging
         write_adapter(job.output, model, job.parents["sft"])
     scorer: PreTrainedModel = model.merge_and_unload() if config.lora else model
     scorer.eval()
@@ -118,7 +118,7 @@ def fit(
     steps: int,
     member: int = 0,
 ) -> None:
-    """Train what is trainable in the model; a further member of an ensemble has its own curves and order of data."""
+    """Train the model's trainable parameters. Each `member` of an ensemble has its own metrics and order of data."""
     arguments = TrainingArguments(
         **trainer_arguments(
             job.directory,
@@ -147,8 +147,8 @@ def fit(
 def load_rankings(
     config: RewardModelConfig, job: Job, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Ranking], list[Ranking], dict[str, Any]]:
-    """-> (training rankings, held-out rankings, account of the data). A ranking without a preference teaches nothing
-    and is dropped."""
+    """-> (training rankings, held-out rankings, counts for the manifest). Rankings whose answers all tie, or which are
+    too long, are dropped and counted."""
     train: Sequence[Comparison]
     held_out: Sequence[Comparison]
     if config.data:
@@ -184,7 +184,7 @@ def load_rankings(
 
 
 def longest_text(config: RewardModelConfig, source: Path) -> int:
-    """Tokens that prompt and answer may have together: no more than the model has positions for."""
+    """Maximum length of prompt with answer, in tokens: max_length, or the model's context if that is shorter."""
     room = positions(load_config(source))
     if config.max_length > room:
         logger.warning("reward_model: max_length is %d, but the model has positions for %d", config.max_length, room)
@@ -192,13 +192,13 @@ def longest_text(config: RewardModelConfig, source: Path) -> int:
 
 
 def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:
-    """The training rankings with their labels as the loss will read them."""
+    """The training rankings as the loss reads them: merged over labelers if the recipe asks for it."""
     if labels.margins and not any(ranking.margin for ranking in train):
         raise ConfigError("reward_model.labels.margins is set, but no comparison has a margin; leave it out")
     if not labels.merge_labelers:
         return train
     merged = merge_labelers(train)
-    logger.info("reward_model: %d comparisons, merged to %d", len(train), len(merged))
+    logger.info("reward_model: merged %d comparisons to %d", len(train), len(merged))
     return merged
 
 
@@ -209,7 +209,7 @@ def normalise(
     tokenizer: PreTrainedTokenizerBase,
     train: list[Ranking],
 ) -> tuple[RewardNormalisation, dict[str, Any]]:
-    """The scale on which PPO will see this model's scores, and an account of the data it was set on."""
+    """-> (gain and bias of the model's scores, counts of the data they were set on, for the manifest)."""
     n = config.normalise_rows
     if config.normalise_on == "policy_samples":
         rows = [(ranking.prompt, response) for ranking in train[:n] for response in ranking.responses][:n]
@@ -222,9 +222,7 @@ def normalise(
     longest = min(config.max_length, positions(model.config))
     pairs = [_last_answer(row.ids, row.is_response) for row in encoded if len(row.ids) <= longest]
     if not pairs:
-        raise ConfigError(
-            f"reward_model.demonstrations: none is within max_length ({longest} tokens); name shorter ones"
-        )
+        raise ConfigError(f"reward_model.demonstrations: none fits in max_length ({longest} tokens); give shorter ones")
     prompts, responses = zip(*pairs, strict=True)
     scores = score_responses(model, prompts, responses, tokenizer.pad_token_id, normalised=False)
     return from_demonstrations(scores), {"demonstrations": data_account(records)}

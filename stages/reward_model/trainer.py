@@ -1,7 +1,7 @@
-"""How the reward model is trained: rankings in batches, InstructGPT's loss, on Hugging Face's Trainer.
+"""Training of the reward model: batches of rankings, InstructGPT's loss, on Hugging Face's Trainer.
 
-A prompt's answers are read in one pass that reads the prompt once (reward/shared_prompt.py); all their pairs belong to
-one batch element, whatever pieces a step is cut into.
+A prompt and all its answers are one sequence, in which the prompt is computed once (reward/shared_prompt.py). All their
+pairs are one batch element, however a step is split into parts.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ logger = logging.getLogger("triptych.reward_model")
 
 
 class Ranking(NamedTuple):
-    """A comparison as ids."""
+    """A comparison, encoded as ids."""
 
     prompt: list[int]
-    responses: list[list[int]]  # each with its EOS
+    responses: list[list[int]]  # each with its EOS token
     ranks: tuple[int, ...]  # 1 = best, equal = tie
-    margin: float | None = None  # by how much the better is better, as the data say
-    votes: tuple[tuple[int, ...], ...] = ()  # the ranks of every labeler, where several were merged
+    margin: float | None = None  # how much better the better answer is, if the data say so
+    votes: tuple[tuple[int, ...], ...] = ()  # the ranks of each labeler, if several were merged
 
     def n_tokens(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
 
 
 def merge_labelers(rankings: Sequence[Ranking]) -> list[Ranking]:
-    """One ranking, with every labeler's ranks as votes, for those of the same prompt and the same answers."""
+    """Merge rankings of the same prompt and answers into one, with each labeler's ranks as votes."""
     groups: dict[Any, list[Ranking]] = {}
     for ranking in rankings:
         key = (tuple(ranking.prompt), tuple(sorted(map(tuple, ranking.responses))))
@@ -50,16 +50,16 @@ def _in_order_of(first: Ranking, other: Ranking) -> tuple[int, ...]:
 
 
 def shares_prompts(model: PreTrainedModel, rankings: Sequence[Ranking], pad_id: int) -> bool:
-    """Whether this model can read a prompt once for all its answers, tried on a few short rankings."""
+    """Whether this model can compute a prompt once for all its answers, tried on a few short rankings."""
     few = sorted(rankings, key=Ranking.n_tokens)[:4]
     able = can_share_prompt(model, [r.prompt for r in few], [r.responses for r in few], pad_id)
     if not able:
-        logger.info("reward_model: %s reads every answer with its prompt, one by one", type(model).__name__)
+        logger.info("reward_model: %s reads the prompt again for each answer", type(model).__name__)
     return able
 
 
 class RankingModule(nn.Module):
-    """The scalar model behind a plain `forward`, so that the Trainer's wrappers see every pass."""
+    """The scalar model with a plain `forward`, so that the Trainer's wrappers apply to every pass."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -71,8 +71,8 @@ class RankingModule(nn.Module):
 
 
 class RankingCollator:
-    """The rankings of one optimiser step -> parts of at most `tokens` tokens (0: one part), each with all pairs of its
-    prompts. The weights of all parts' pairs sum to 1, so the sum of their losses is the loss of the step."""
+    """Splits the rankings of an optimiser step into parts of at most `tokens` tokens (0: one part), each with all pairs
+    of its prompts. Pair weights sum to 1 over all parts, so the parts' losses sum to the loss of the step."""
 
     def __init__(
         self, pad_id: int, hidden_size: int, share_prompts: bool, tokens: int, labels: LabelConfig | None = None
@@ -84,7 +84,7 @@ class RankingCollator:
         return {"parts": [self.part(rows, len(rankings)) for rows in self.parts(rankings)]}
 
     def parts(self, rankings: Sequence[Ranking]) -> list[list[Ranking]]:
-        """Rankings of like length share a part; one that is over the budget alone stands alone."""
+        """Group rankings of similar length. One that exceeds the limit by itself is a part of its own."""
         if not self.tokens:
             return [list(rankings)]
         parts: list[list[Ranking]] = []
@@ -115,7 +115,7 @@ class RankingCollator:
 
 
 class RankingTrainer(Trainer):
-    """Hugging Face's Trainer with InstructGPT's ranking loss, part by part of a step."""
+    """Hugging Face's Trainer with InstructGPT's ranking loss, computed part by part within a step."""
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         model.train()

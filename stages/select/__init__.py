@@ -1,1 +1,1 @@
-"""Between stages 2 and 3: the SFT checkpoint with the highest reward-model score."""
+"""Between stages 2 and 3: choose the best SFT checkpoint."""

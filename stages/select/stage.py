@@ -1,8 +1,8 @@
-"""Between reward model and PPO: which of SFT's checkpoints goes on (InstructGPT C.1).
+"""Selects one of SFT's checkpoints, between reward model and PPO (InstructGPT C.1).
 
-Each answers the same prompts, which SFT was not trained on; the one whose answers the reward model scores highest is
-published again, and is PPO's start and reference. The reward model itself was trained from SFT's last checkpoint: it
-has to exist before there is anything to choose by.
+Each candidate answers the same prompts, which SFT was not trained on. The one whose answers the reward model scores
+highest is published again; PPO starts from it and uses it as reference. The reward model has to exist first, so it is
+trained from SFT's last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stages.sft.candidates import PROMPTS, copy_model, read_index
 
 
 class Answers(NamedTuple):
-    """One candidate's answers to all prompts; tensors (prompts,) on the CPU."""
+    """One candidate's answers to all prompts, as tensors (prompts,) on the CPU."""
 
     scores: Tensor  # by the reward model, normalised
     lengths: Tensor  # tokens, EOS included
@@ -37,14 +37,12 @@ class Answers(NamedTuple):
 
 
 def run(config: SelectConfig, job: Job) -> StageResult:
-    """Score every candidate; the output is the best one's checkpoint, the earliest among equals."""
+    """Score every candidate; the output is the checkpoint of the best one, or the earliest of several equal ones."""
     device = choose_device(config.device)
     sft = job.parents["sft"]
     candidates = read_index(sft)
     if not candidates:
-        raise ConfigError(
-            f"the SFT checkpoint '{sft}' holds no candidates; run sft again with sft.select: reward_model"
-        )
+        raise ConfigError(f"the SFT checkpoint '{sft}' has no candidates; run sft again with sft.select: reward_model")
     asked, data = choosing_prompts(config, job)
     reader = Reader(load_tokenizer(sft), sft, device, config.sampling.batch_size, job.seed)
     rewards = load_rewards([RewardPart()], job.parents, reader)
@@ -59,16 +57,16 @@ def run(config: SelectConfig, job: Job) -> StageResult:
     for row in rows:
         shown = {f"select/{name}": value for name, value in row.items() if name != "step"}
         job.tracker.log(shown, step=int(row["step"]))
-    columns = ["candidate", *list(rows[0])[1:]]  # a table has a step of its own
+    columns = ["candidate", *list(rows[0])[1:]]  # not "step": every row of a table has that column already
     job.tracker.table("candidates", columns, [list(row.values()) for row in rows], step=max(answered))
     copy_model(candidates[selected], job.output)
-    # What it was chosen by, no evaluation may use.
+    # The evaluation must not use prompts that the checkpoint was selected with.
     write_seen_prompts(job.output, asked.prompts, read_seen_prompts([sft]))
     return StageResult({"selected_step": selected, **best, "candidates": rows}, data)
 
 
 def choosing_prompts(config: SelectConfig, job: Job) -> tuple[Unseen, dict[str, Any]]:
-    """The first n_prompts that SFT was not trained on and that are short enough, and their account."""
+    """-> (the first n_prompts that SFT was not trained on and that are short enough, counts for the manifest)."""
     sft = job.parents["sft"]
     records: Records[Prompt] | list[Prompt]
     if config.prompts:
@@ -82,9 +80,9 @@ def choosing_prompts(config: SelectConfig, job: Job) -> tuple[Unseen, dict[str, 
     account["dropped"] |= {reason: count for reason, count in dropped.items() if count}
     if len(unseen.prompts) < 2:
         raise ConfigError(
-            f"select: {len(unseen.prompts)} of {len(records)} prompts are left to choose by ({unseen.trained_on} were "
+            f"select: {len(unseen.prompts)} of {len(records)} prompts are left ({unseen.trained_on} were "
             f"trained on, {unseen.too_long} are longer than {config.max_prompt_length} tokens); raise "
-            "sft.held_out, or name select.prompts"
+            "sft.held_out, or set select.prompts"
         )
     used = unseen.first(config.n_prompts)
     return used, {"prompts": {**account, "used": len(used.prompts)}}
@@ -103,8 +101,8 @@ def answer(
 
 
 def describe(step: int, answers: Answers, last: Answers) -> dict[str, float]:
-    """A row of the table. `over_last` is the mean difference to the last checkpoint on the same prompts, with its
-    standard error."""
+    """A candidate's row in the table. `over_last` is its mean reward minus the last checkpoint's on the same prompts,
+    `over_last_error` the standard error of that."""
     difference = answers.scores - last.scores
     return {
         "step": step,

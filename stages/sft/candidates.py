@@ -1,8 +1,8 @@
-"""Checkpoints of one SFT run to choose among: kept on the way, measured, the chosen one published.
+"""Candidate checkpoints of one SFT run: saved during training and measured; the selected one is published.
 
-With `select: held_out_loss` they stay in the run directory. With `select: reward_model` they go into the published
-checkpoint's folder `candidates`, beside the prompts to choose by: the reward model, which `stages/select` asks, is
-itself trained from that checkpoint.
+With `select: held_out_loss` they stay in the run directory. With `select: reward_model` they are in the folder
+`candidates` of the published checkpoint, with the prompts for `stages/select` to answer: the reward model that it
+selects with is itself trained from that checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stages.job import SEEN_PROMPTS, Job
 from stages.sft.held_out_losses import RowLoss, write_losses
 from stages.sft.settings import SftConfig
 
-CANDIDATES = "candidates"  # folder of a run directory or of a checkpoint
+CANDIDATES = "candidates"  # folder in a run directory or a checkpoint
 INDEX, PROMPTS = f"{CANDIDATES}/index.json", f"{CANDIDATES}/prompts.jsonl.gz"
 NOT_THE_MODEL = (CANDIDATES, SEEN_PROMPTS, "manifest.json")
 
@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 
 
 def candidate_steps(config: SftConfig, steps: int) -> list[int]:
-    """After which optimiser steps a candidate is kept: evenly spaced, the last step always one of them."""
+    """The optimiser steps after which a candidate is saved: evenly spaced, always including the last."""
     if config.select == "last":
         return []
     n = config.checkpoints
@@ -43,22 +43,22 @@ def candidate_steps(config: SftConfig, steps: int) -> list[int]:
 
 
 def candidate_folder(config: SftConfig, job: Job) -> Path:
-    """Emptied of what an interrupted try left."""
+    """The folder for candidates; what an interrupted run left there is deleted."""
     folder = (job.output if config.select == "reward_model" else job.directory) / CANDIDATES
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def whole_model(model: Any, keep_adapters: bool = False) -> PreTrainedModel:
-    """The model with its adapters, if any, merged into weights of full precision; `keep_adapters` leaves the given one
-    as it is, at the price of a copy."""
+    """The model with any adapters merged into full-precision weights. With `keep_adapters` a copy is merged, so that
+    the given model keeps its adapters."""
     if not hasattr(model, "merge_and_unload"):
         whole: PreTrainedModel = model
         return whole
     if keep_adapters:
         model = copy.deepcopy(model)
     if is_quantized(model):
-        dequantize(model.to("cpu"))  # of full precision it may not fit where it was trained
+        dequantize(model.to("cpu"))  # in full precision it may not fit on the training device
     merged: PreTrainedModel = model.merge_and_unload()
     return merged
 
@@ -66,7 +66,7 @@ def whole_model(model: Any, keep_adapters: bool = False) -> PreTrainedModel:
 def save_candidate(
     model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, step: int, losses: list[RowLoss]
 ) -> Candidate:
-    """Write it as a checkpoint of its own; the model can be trained on."""
+    """Save the model as a separate checkpoint, with its losses; training can continue."""
     directory = folder / f"step-{step}"
     save_checkpoint(whole_model(model, keep_adapters=True), tokenizer, directory)
     write_losses(directory, losses)
@@ -74,14 +74,14 @@ def save_candidate(
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """A checkpoint's model, without what tells of the stage that made it."""
+    """Copy a checkpoint's model, without candidates, seen prompts and manifest."""
     shutil.copytree(
         source, target, dirs_exist_ok=True, ignore=lambda at, _: NOT_THE_MODEL if Path(at) == source else ()
     )
 
 
 def write_index(output: Path, earlier: Sequence[int], last: int, held_out: Records[Demonstration]) -> None:
-    """What `stages/select/stage.py` reads: where each candidate is, and the prompts of the demonstrations kept back."""
+    """Write what `stages/select/stage.py` reads: each candidate's place, and the held-out demonstrations' prompts."""
     places = {step: f"{CANDIDATES}/step-{step}" for step in earlier} | {last: "."}
     (output / CANDIDATES).mkdir(parents=True, exist_ok=True)
     (output / INDEX).write_text(json.dumps(places, indent=1) + "\n")
@@ -93,7 +93,7 @@ def write_index(output: Path, earlier: Sequence[int], last: int, held_out: Recor
 
 
 def read_index(checkpoint: Path) -> Mapping[int, Path]:
-    """Step -> directory of each candidate, in order; {} where a checkpoint has none."""
+    """Step -> directory of each candidate, in order; {} if a checkpoint has none."""
     index = checkpoint / INDEX
     if not index.exists():
         return {}

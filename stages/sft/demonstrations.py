@@ -1,4 +1,4 @@
-"""What stage 1 is trained on: demonstrations read, mixed, parted, and worded as the recipe says."""
+"""Loads SFT's demonstrations: read, mixed, split, and with reasoning and exemplars, as the recipe sets them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ logger = logging.getLogger("triptych.sft")
 
 
 class Demonstrations(NamedTuple):
-    records: Records[Demonstration]  # all that were read, or an epoch of the mixture
-    train: Records[Demonstration]  # as they are trained on
-    held_out: Records[Demonstration]  # as they are measured on: with reasoning, without exemplars
-    seen: Records[Demonstration]  # those of `train` as they were read, whose prompts a checkpoint remembers
-    parts: dict[str, Any]  # of the mixture; empty without one
+    records: Records[Demonstration]  # all demonstrations, or one epoch of the mixture
+    train: Records[Demonstration]  # as trained on: with reasoning and exemplars
+    held_out: Records[Demonstration]  # as measured on: with reasoning, without exemplars
+    seen: Records[Demonstration]  # those of `train` as read; the checkpoint stores their prompts' hashes
+    parts: dict[str, Any]  # of the mixture, for the manifest; empty without one
 
     def account(self, too_long: int) -> dict[str, Any]:
-        """For the manifest."""
+        """Counts of used and dropped demonstrations, for the manifest."""
         return data_account(self.records, too_long=too_long) | ({"mixture": self.parts} if self.parts else {})
 
 
 def load_demonstrations(config: SftConfig, job: Job) -> Demonstrations:
-    """Read `config.data`, mix it, keep a share back, add reasoning and exemplars. Raises DataError as these do."""
+    """Read and mix `config.data`, hold out a share, add reasoning and exemplars. Raises DataError for unusable data."""
     records, parts = load_mixture(config.data, Demonstration, config.mixture, job.seed)
     for finding in one_answer_findings(records):
         logger.warning("sft: %s; %s", finding.text, finding.cure)

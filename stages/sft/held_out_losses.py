@@ -1,9 +1,9 @@
-"""The loss on demonstrations kept back, row by row, and what can be compared between models of other formats.
+"""The loss on held-out demonstrations, row by row, and its comparison between models with different templates.
 
-Nats per token compare two models only where the answer's tokens are the same: another template, and all the more
-another tokenizer, cuts other tokens. Bits per byte ask for the same thing everywhere: how long the answer is, its end
-included, in the model's code, over the bytes of its text as UTF-8. And only rows that both models were measured on
-count: which ones fit into max_length depends on the template too.
+Nats per token are comparable only if both models have the same tokens; another template or tokenizer splits the answer
+differently. Bits per byte are comparable in any case: the negative log2 probability of the answer, its end included,
+per byte of its UTF-8 text. A comparison uses only rows that both models were measured on, because the template also
+decides which rows fit in max_length.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from data_schema import Demonstration, to_dict
 
-HELD_OUT_LOSSES = "held_out_losses.jsonl"  # in a checkpoint: a RowLoss a line
+HELD_OUT_LOSSES = "held_out_losses.jsonl"  # in a checkpoint: one RowLoss per line
 
 
 class RowLoss(NamedTuple):
-    """One demonstration under one model."""
+    """Loss of one model on one demonstration."""
 
     demonstration: str  # digest of its messages
     nats: float  # -log probability of its answers, EOS included
@@ -30,10 +30,10 @@ class RowLoss(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Of two models' bits per byte on the same rows."""
+    """Difference of two models' bits per byte on the same rows."""
 
     bits_per_byte: float  # the first's minus the second's
-    standard_error: float  # over rows; NaN for a single one
+    standard_error: float  # over rows; NaN for a single row
 
 
 def row_loss(record: Demonstration, nats: float, tokens: int) -> RowLoss:
@@ -44,7 +44,7 @@ def row_loss(record: Demonstration, nats: float, tokens: int) -> RowLoss:
 
 
 def summarise_losses(rows: Sequence[RowLoss]) -> dict[str, float]:
-    """Metrics of a stage; {} without rows."""
+    """A stage's held-out metrics; {} without rows."""
     if not rows:
         return {}
     tokens = sum(row.tokens for row in rows)
@@ -61,7 +61,7 @@ def bits_per_byte(rows: Sequence[RowLoss]) -> float:
 
 
 def write_losses(checkpoint: Path, rows: Sequence[RowLoss]) -> None:
-    """Without rows, no file."""
+    """Write the losses into the checkpoint; without rows, no file is written."""
     if not rows:
         return
     lines = [json.dumps(row._asdict()) + "\n" for row in rows]
@@ -69,17 +69,17 @@ def write_losses(checkpoint: Path, rows: Sequence[RowLoss]) -> None:
 
 
 def read_losses(checkpoint: Path) -> dict[str, RowLoss]:
-    """By demonstration; {} where a checkpoint has none."""
+    """Demonstration digest -> loss; {} if a checkpoint has none."""
     path = checkpoint / HELD_OUT_LOSSES
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {row.demonstration: row for row in (RowLoss(**json.loads(line)) for line in lines)}
 
 
 def compare_losses(first: Mapping[str, RowLoss], second: Mapping[str, RowLoss]) -> Difference:
-    """Paired over the rows of both, which must be the same and at least one.
+    """Compare two models on their rows, which must be the same and at least one.
 
-    The difference is a ratio of sums over rows (nats to bytes), its standard error that of a ratio estimator
-    (Cochran 1977, 6.3): rows are the draws, the two models are given.
+    The difference is a ratio of sums over rows (nats to bytes); its standard error is that of a ratio estimator
+    (Cochran 1977, 6.3), with rows as the independent samples and both models fixed.
     """
     nats = [row.nats - second[name].nats for name, row in first.items()]
     sizes = [row.bytes for row in first.values()]

@@ -1,8 +1,8 @@
 """Stage 1 for encoder-decoder models (FLAN, Wei et al. 2021; T0, Sanh et al. 2021), on Hugging Face's Seq2SeqTrainer.
 
-The same records, templates and settings as `stages/sft/stage.py`. The loss is the token mean over the whole accumulated
-batch, which the models' own loss, a mean per micro-batch, is not. Of a conversation the last answer is learned; the
-earlier ones are read by the encoder.
+Records, templates and settings are those of `stages/sft/stage.py`. The loss is the token mean over the whole
+accumulated batch; the models' own loss would be a mean per micro-batch. Only the last answer of a conversation has a
+loss; the encoder reads everything before it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ENCODED_AT_ONCE, HELD_OUT_BATCH = 1000, 16
 
 
 def run(config: SftConfig, job: Job) -> StageResult:
-    """Tune `config.base_model` on demonstrations; AutoModelForSeq2SeqLM opens the output."""
+    """Fine-tune `config.base_model` on demonstrations; the output loads with AutoModelForSeq2SeqLM."""
     check_settings(config)
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
@@ -82,8 +82,8 @@ def run(config: SftConfig, job: Job) -> StageResult:
     losses = held_out_losses(tuned, held_out, read.held_out)
     metrics: dict[str, Any] = {"steps": steps, "packed": False, "template": template, **summarise_losses(losses)}
     if losses:
-        told = ("held_out_loss", "held_out_bits_per_byte")
-        job.tracker.log({f"sft/{name}": metrics[name] for name in told}, step=steps)
+        logged = ("held_out_loss", "held_out_bits_per_byte")
+        job.tracker.log({f"sft/{name}": metrics[name] for name in logged}, step=steps)
     save_checkpoint(tuned, tokenizer, job.output)
     write_losses(job.output, losses)
     write_seen_prompts(job.output, read.seen)
@@ -91,19 +91,19 @@ def run(config: SftConfig, job: Job) -> StageResult:
 
 
 def check_settings(config: SftConfig) -> None:
-    """Raise ConfigError for settings of decoder-only models."""
+    """Raise ConfigError for settings that need a decoder-only model."""
     for name, off in (("quantization", None), ("pretraining_data", []), ("select", "last")):
         if getattr(config, name) != off:
-            raise ConfigError(f"sft.{name} is for decoder-only models and the base is an encoder-decoder; leave it out")
+            raise ConfigError(f"sft.{name} is for decoder-only models, not for an encoder-decoder; leave it out")
     if config.residual_dropout:
         raise ConfigError(
-            f"sft.residual_dropout is {config.residual_dropout:g}, but an encoder-decoder brings its own dropout "
+            f"sft.residual_dropout is {config.residual_dropout:g}, but an encoder-decoder has its own dropout "
             "(dropout_rate in its config.json); set it to 0"
         )
 
 
 class PairCollator:
-    """Rows of the data set as the keyword arguments of the model's forward pass, and labels."""
+    """Rows of the data set -> keyword arguments of the model's forward pass, with labels."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -114,7 +114,7 @@ class PairCollator:
 
 
 class PairTrainer(Seq2SeqTrainer):
-    """Rows of like length in one forward pass; which rows make up an optimiser step stays random."""
+    """Rows of similar length share a forward pass; each optimiser step is a random sample of rows."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedWithinBatches:
         lengths = [len(row) for row in self.train_dataset["prompt"]]
@@ -123,7 +123,7 @@ class PairTrainer(Seq2SeqTrainer):
 
 
 def token_mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """Cross-entropy in nats, summed and divided by the answer tokens of the whole optimiser step."""
+    """Summed cross-entropy in nats, divided by the number of answer tokens in the whole optimiser step."""
     return -answer_token_logprobs(outputs.logits, labels).sum() / num_items_in_batch
 
 
@@ -132,7 +132,7 @@ def encode_pair_records(
 ) -> tuple[Any, int]:
     """Demonstrations -> (datasets.Dataset, number dropped because prompt and answer together exceed max_length).
 
-    Columns: the ids `prompt` and `answer`, and the demonstration's place in `records`.
+    Columns: `prompt` and `answer` (ids), and `record`, the demonstration's index in `records`.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -146,15 +146,13 @@ def encode_pair_records(
         columns = [[pairs[i].prompt for i in kept], [pairs[i].answer for i in kept], [start + i for i in kept]]
         batches.append(pa.record_batch(columns, schema=schema))
     if dropped:
-        logger.warning(
-            "sft: %d of %d demonstrations are longer than %d tokens and dropped", dropped, len(records), max_length
-        )
+        logger.warning("sft: dropped %d of %d demonstrations: longer than %d tokens", dropped, len(records), max_length)
     return Dataset(pa.Table.from_batches(batches, schema=schema)), dropped
 
 
 @torch.no_grad()
 def held_out_losses(model: PreTrainedModel, rows: Any, records: Records[Demonstration]) -> list[RowLoss]:
-    """The loss of each encoded row of the demonstrations kept back."""
+    """The loss of each encoded row of the held-out demonstrations."""
     model.eval()
     losses = []
     for start in range(0, len(rows), HELD_OUT_BATCH):
@@ -165,6 +163,6 @@ def held_out_losses(model: PreTrainedModel, rows: Any, records: Records[Demonstr
         tokens = (batch.answers != NO_LABEL).sum(1)
         for place, row_nats, row_tokens in zip(part["record"], nats.tolist(), tokens.tolist(), strict=True):
             record = records[place]
-            learned = len(record.messages[-1].content.encode())  # earlier answers are read, not learned
+            learned = len(record.messages[-1].content.encode())  # earlier answers have no loss
             losses.append(row_loss(record, row_nats, row_tokens)._replace(bytes=learned))
     return losses

@@ -1,4 +1,4 @@
-"""What a recipe says about supervised tuning, and about the choice among its checkpoints."""
+"""The settings of supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,72 +9,65 @@ from data_schema.few_shot import ChainOfThought, FewShot
 from data_schema.mixtures import Mixture, check_weights
 from data_schema.sources import Source
 from stages.errors import ConfigError
-from stages.settings import (
-    COUNT,
-    INFINITY,
-    NOT_NEGATIVE,
-    POSITIVE,
-    Device,
-    LoraConfig,
-    OptimizerConfig,
-    check_bounds,
-)
+from stages.settings import COUNT, INFINITY, NOT_NEGATIVE, POSITIVE, Device, LoraConfig, OptimizerConfig, check_bounds
 
 
 @dataclass(frozen=True)
 class SftConfig:
-    """Stage 1, supervised instruction tuning: next-token loss on the response tokens of demonstrations (InstructGPT
-    3.5, C.1)."""
+    """Stage 1: supervised fine-tuning on the response tokens of demonstrations (InstructGPT 3.5, C.1)."""
 
     section = "sft"
     data: list[Source]
-    """Demonstrations."""
+    """Demonstrations to train on."""
     base_model: str
-    """Directory or hub name of a pretrained causal language model."""
+    """Pretrained language model to start from: a directory or a Hugging Face hub name."""
     template: str = "plain"
-    """How messages become text: a name of data_schema.templates, a file such as my.jinja, or "tokenizer" for the
-    tokenizer's own."""
+    """Chat template: a name of data_schema.templates, a file such as my.jinja, or "tokenizer" for the tokenizer's
+    own."""
     pad_token: str | None = None
-    """The tokenizer's padding token, if it has none or if that is its EOS; added to the vocabulary when it is new."""
+    """Padding token, for tokenizers with none or with EOS as padding; added if new. null: the tokenizer's."""
     held_out: float = 0.02
-    """Share of the demonstrations kept back to measure the loss on."""
+    """Share of the demonstrations held out to measure the loss; 0: none."""
     epochs: float = 1.0
+    """Passes over the demonstrations."""
     batch_size: int = 32
-    """Rows per optimiser step: demonstrations, and pretraining text if there is some."""
+    """Demonstrations and rows of pretraining text per optimiser step."""
     micro_batch_size: int = 0
-    """Rows per forward pass; 0: all of a batch at once. Changes memory, not the gradient."""
+    """Rows per forward pass; 0: the whole batch. Affects memory, not the gradient."""
     gradient_checkpointing: bool = False
-    """Compute each layer's states anew in the backward pass instead of keeping them. Changes memory, not the
-    gradient."""
+    """Recompute activations in the backward pass instead of storing them. Saves memory; same gradient."""
     max_length: int = 1024
-    """Tokens of a demonstration; longer ones are dropped and counted, never cut in silence."""
+    """Longest demonstration, in tokens; longer ones are dropped and counted, never truncated."""
     packing: bool = True
-    """Lay demonstrations side by side in rows, each seeing itself alone: the same gradient with less padding to
-    compute. A model that cannot read such rows gets one demonstration a row."""
+    """Pack several demonstrations into a row, each attending only to itself: same gradient, less padding. Models
+    that cannot do this get one demonstration per row."""
     residual_dropout: float = 0.0
-    """Dropout on what attention and MLP add to the residual stream (InstructGPT: 0.2)."""
+    """Dropout on the outputs of attention and MLP blocks before the residual sum (InstructGPT: 0.2); 0: none."""
     mixture: Mixture | None = None
-    """How much of each source makes an epoch (docs/mixtures.md); null: all rows of all."""
+    """Share of each source in an epoch (docs/mixtures.md); null: all rows of every source."""
     few_shot: FewShot | None = None
-    """Exemplars before the question; null: none but those in the data."""
+    """Exemplars to put before each prompt (docs/mixtures.md); null: none are added."""
     chain_of_thought: ChainOfThought | None = None
-    """Answers with the reasoning in meta's `rationale`; null: as the data have them."""
+    """Add the reasoning in meta's `rationale` to answers (docs/mixtures.md); null: leave answers as they are."""
     pretraining_data: list[Source] = field(default_factory=list)
-    """Plain text mixed into every batch, all of it learned (InstructGPT C.3); empty: none."""
+    """Plain text mixed into every batch, with loss on all tokens (InstructGPT C.3); empty: none."""
     pretraining_share: float = 0.1
-    """Share of a batch's rows that are such text (InstructGPT: 10 %)."""
+    """Share of a batch's rows that are pretraining text (InstructGPT: 10 %)."""
     pretraining_length: int = 128
-    """Tokens of such a row."""
+    """Tokens per row of pretraining text."""
     select: Literal["last", "held_out_loss", "reward_model"] = "last"
-    """Which weights go on: the last; those with the lowest loss on the demonstrations kept back; or those whose answers
-    the reward model scores highest, chosen after it is trained (InstructGPT C.1)."""
+    """Checkpoint to use: last; held_out_loss: the one with the lowest loss on held-out demonstrations; reward_model:
+    the one whose answers the trained reward model scores highest (InstructGPT C.1)."""
     checkpoints: int = 4
-    """To choose among, evenly spaced over the steps, the last included; not read with `select: last`."""
+    """Number of candidate checkpoints, evenly spaced and including the last. Ignored with `select: last`."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser; its schedule counts optimiser steps."""
     lora: LoraConfig | None = None
+    """Train adapters, for example {rank: 16, alpha: 32}; null: train all weights."""
     quantization: Literal["nf4"] | None = None
-    """Train the adapters on a base of 4 bits a weight (QLoRA); needs `lora` and bitsandbytes."""
+    """Quantise the frozen base model to 4 bits per weight (QLoRA); needs `lora` and bitsandbytes. null: no."""
     device: Device = "auto"
+    """Device to run on; auto: the GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_weights("sft.data", self.data, self.mixture)
@@ -84,8 +77,8 @@ class SftConfig:
         check_weights("sft.pretraining_data", self.pretraining_data, None)
         if self.quantization and self.lora is None:
             raise ConfigError(
-                f"sft.quantization is '{self.quantization}', and weights of 4 bits cannot be trained, only adapters on "
+                f"sft.quantization is '{self.quantization}', but weights of 4 bits cannot be trained, only adapters on "
                 "them; set sft.lora, or leave quantization out"
             )
         if self.select == "held_out_loss" and self.held_out == 0:
-            raise ConfigError("sft.select is 'held_out_loss', but sft.held_out is 0; keep some demonstrations back")
+            raise ConfigError("sft.select is 'held_out_loss', but sft.held_out is 0; raise sft.held_out")

@@ -1,8 +1,8 @@
-"""Stage 1, supervised instruction tuning (InstructGPT 3.5, C.1), on TRL's SFTTrainer.
+"""Stage 1, supervised fine-tuning (InstructGPT 3.5, C.1), on TRL's SFTTrainer.
 
-Conversations are encoded here, not by the trainer, so that the ids are those PPO and the reward model will see, the
-loss mask is ours to prove, and what is too long is counted. We differ from the paper: AdamW's weight decay is an
-option, and demonstrations stand side by side in rows, each seeing itself alone.
+Conversations are encoded here, not by the trainer. PPO and the reward model then see the same ids, the loss mask can be
+tested, and demonstrations that are too long are counted. Differences from the paper: weight decay is a setting, and
+several demonstrations can share a row, each attending only to itself.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ LOGGED = ("held_out_loss", "held_out_bits_per_byte")
 
 
 def run(config: SftConfig, job: Job) -> StageResult:
-    """Tune `config.base_model` on demonstrations; the output is a causal language model with its template, or an
-    encoder-decoder if the base is one."""
+    """Fine-tune `config.base_model` on demonstrations; the output is a causal language model with its template, or an
+    encoder-decoder if the base model is one."""
     if is_encoder_decoder(config.base_model):
         return sft_seq2seq.run(config, job)
     torch.manual_seed(job.seed)
@@ -80,7 +80,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
     held_out, held_out_dropped = encode_records(read.held_out, tokenizer, config.max_length)
     if config.select == "held_out_loss" and not len(held_out):
         raise ConfigError(
-            "sft.select is 'held_out_loss', but no demonstration within max_length was kept back; raise sft.held_out"
+            "sft.select is 'held_out_loss', but no held-out demonstration fits in max_length; raise sft.held_out"
         )
     train, mixed, steps, text_account = mix_pretraining(config, job, tokenizer, train.remove_columns("record"))
 
@@ -92,9 +92,9 @@ def run(config: SftConfig, job: Job) -> StageResult:
         **trainer_arguments(
             job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
         ),
-        max_length=None,  # what is longer has been dropped, and counted, above
+        max_length=None,  # longer demonstrations have been dropped and counted above
         dataset_kwargs={"skip_prepare_dataset": True},
-        gradient_checkpointing=None,  # type: ignore[arg-type]  # the deprecated name, which TRL turns on by default
+        gradient_checkpointing=None,  # type: ignore[arg-type]  # deprecated name, on by default in TRL
         activation_checkpointing=False,
     )
     trainer = DemonstrationTrainer(
@@ -116,8 +116,8 @@ def run(config: SftConfig, job: Job) -> StageResult:
             for row, (nats, tokens) in zip(held_out, found, strict=True)
         ]
         if losses:
-            told = {name: value for name, value in summarise_losses(losses).items() if name in LOGGED}
-            job.tracker.log({f"sft/{name}": value for name, value in told.items()}, step=step)
+            logged = {name: value for name, value in summarise_losses(losses).items() if name in LOGGED}
+            job.tracker.log({f"sft/{name}": value for name, value in logged.items()}, step=step)
         return losses
 
     folder = candidate_folder(config, job)
@@ -127,7 +127,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
         def keep(trained: Any, step: int) -> None:
             kept.append(save_candidate(trained, tokenizer, folder, step, measure(trained, step)))
 
-        # The reward model's candidates end with the published model, which is measured and written below.
+        # With select: reward_model the last candidate is the published model, which is measured and saved below.
         last = () if config.select == "held_out_loss" else (steps,)
         trainer.add_callback(CandidateCallback(set(candidate_steps(config, steps)).difference(last), keep))
     with checkpointed(config.gradient_checkpointing, model):
@@ -151,7 +151,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
 
 
 def prepare_model(model: PreTrainedModel, config: SftConfig, device: torch.device) -> Any:
-    """The loaded model as it is trained: quantised, with dropout and adapters as the recipe says."""
+    """Prepare the loaded model for training: quantisation, dropout and adapters as the recipe sets them."""
     if config.quantization:
         model = quantize_nf4(model, device)
     add_residual_dropout(model, config.residual_dropout)
@@ -164,9 +164,9 @@ def prepare_model(model: PreTrainedModel, config: SftConfig, device: torch.devic
 def mix_pretraining(
     config: SftConfig, job: Job, tokenizer: PreTrainedTokenizerBase, train: Any
 ) -> tuple[Any, MixedBatches | None, int, dict[str, Any]]:
-    """-> (training rows, text among them if there is some, the order of both, optimiser steps, account of the text).
+    """-> (training rows including any pretraining text, sampler for both, optimiser steps, account of the text).
 
-    `epochs` are passes over the demonstrations, whatever is mixed in.
+    `epochs` counts passes over the demonstrations, with or without pretraining text.
     """
     if not config.pretraining_data:
         return train, None, count_steps("sft", len(train), config.batch_size, config.epochs), {}
@@ -181,7 +181,7 @@ def mix_pretraining(
 
 
 def describe(candidate: Candidate) -> dict[str, float]:
-    """For the manifest."""
+    """Step and losses of a candidate, for the manifest."""
     return {"step": candidate.step, **{k: v for k, v in summarise_losses(candidate.losses).items() if k in LOGGED}}
 
 
@@ -191,7 +191,7 @@ def encode_records(
     """Demonstrations -> (datasets.Dataset of input_ids and labels, number dropped as longer than max_length).
 
     Labels are the ids of the assistant's tokens, EOS included, and IGNORED elsewhere; `record` is the demonstration's
-    place in `records`. Held as Arrow, made a batch at a time.
+    index in `records`. The rows are an Arrow table, built in batches.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -210,10 +210,8 @@ def encode_records(
         ]
         batches.append(pa.record_batch([[row.ids for row in kept], labels, places], schema=schema))
     if dropped:
-        logger.warning(
-            "sft: %d of %d demonstrations are longer than %d tokens and dropped", dropped, len(records), max_length
-        )
-    # With a fingerprint of its own: to make one, datasets would copy the whole table.
+        logger.warning("sft: dropped %d of %d demonstrations: longer than %d tokens", dropped, len(records), max_length)
+    # Give a fingerprint, because computing one would make datasets copy the whole table.
     return Dataset(pa.Table.from_batches(batches, schema=schema), fingerprint=generate_random_fingerprint()), dropped
 
 
@@ -224,13 +222,13 @@ def _batches(records: Records[Demonstration], size: int) -> Iterator[list[Demons
 
 @torch.no_grad()
 def held_out_loss(model: PreTrainedModel, rows: Any, device: torch.device) -> list[tuple[float, int]]:
-    """For each of the demonstrations kept back: cross-entropy of its response tokens in nats, and their number."""
+    """For each held-out demonstration: summed cross-entropy of its response tokens in nats, and their number."""
     model.eval()
     body = getattr(model, model.base_model_prefix)
     found: list[tuple[float, int]] = []
     for start in range(0, len(rows), 16):
         batch = rows[start : start + 16]
-        # Causal attention: padding on the right changes nothing.
+        # Attention is causal, so padding on the right has no effect.
         ids = pad(batch["input_ids"], 0, "right").ids.to(device)
         labels = pad(batch["labels"], IGNORED, "right").ids.to(device)[:, 1:]
         learned = labels != IGNORED
@@ -242,11 +240,10 @@ def held_out_loss(model: PreTrainedModel, rows: Any, device: torch.device) -> li
 
 
 def add_residual_dropout(model: PreTrainedModel, share: float) -> None:
-    """Dropout on what each attention and MLP block adds to the residual stream (InstructGPT C.1: 0.2), in training
-    only.
+    """Add dropout to the output of each attention and MLP block (InstructGPT C.1: 0.2), active in training only.
 
-    Most of today's architectures have no such setting, so it hangs on the blocks as forward hooks.
-    """
+    It is a forward hook on the blocks, because most current architectures have no such setting. Raises ModelError if no
+    block is found."""
     if share == 0:
         return
 
@@ -260,7 +257,7 @@ def add_residual_dropout(model: PreTrainedModel, share: float) -> None:
     ]
     if not blocks:
         raise ModelError(
-            f"sft.residual_dropout: {type(model).__name__} has no attention or MLP block known by name; set it to 0"
+            f"sft.residual_dropout: no attention or MLP block found by name in {type(model).__name__}; set it to 0"
         )
     for block in blocks:
         block.register_forward_hook(drop)

@@ -1,4 +1,4 @@
-"""How SFT's batches are made and trained on: packed rows, pretraining text among them, TRL's trainer for both."""
+"""SFT's batches of packed rows and pretraining text, and the trainer for them, based on TRL's."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from policy.language_model import bare
 from policy.packing import one_a_row, pack_lengths
 from stages.trainer import SortedWithinBatches
 
-IGNORED = -100  # the label of a token that is read but not learned
+IGNORED = -100  # the label of a token without loss
 
 
 class PackingCollator:
-    """Demonstrations -> rows that hold several side by side (or one each), as wide as the longest.
+    """Demonstrations -> rows with several of them each (or one each), as wide as the longest demonstration.
 
-    Positions start anew with each demonstration, by which the model tells them apart; a row's padding is read as
-    demonstrations of one token. A demonstration's first token is never learned: nothing of its own is before it.
-    Pretraining text, marked by `is_text`, is laid out in the same way.
+    Positions restart at 0 with each demonstration, which is how the model separates them; padding counts as
+    demonstrations of one token. A demonstration's first token has no loss, because nothing of its own precedes it.
+    Pretraining text, marked by `is_text`, is packed in the same way.
     """
 
     def __init__(self, pad_id: int, packed: bool) -> None:
@@ -43,18 +43,18 @@ class PackingCollator:
             labels[at, begin] = IGNORED
             positions[at, here] = torch.arange(length)
             is_text[at, here] = row.get("is_text", False)
-        if places.n_rows == len(lengths):  # plain causal attention: no token of a text sees the padding behind it
+        if places.n_rows == len(lengths):  # one per row: causal attention never reads the padding after a text
             positions = torch.arange(places.width).expand(places.n_rows, -1)
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "n_tokens": torch.tensor(sum(lengths))}
         return batch | ({"is_text": is_text} if "is_text" in demonstrations[0] else {})
 
 
 class MixedBatches(Sampler[int]):
-    """Batches of demonstrations and of pretraining text, the rows of each batch in order of length.
+    """Samples batches of demonstrations and pretraining text; the rows of a batch are sorted by length.
 
-    Of the first t batches `floor(t * batch * share)` rows are text, so the share holds over the run, and within a row
-    in each batch. Either kind is drawn without replacement, a new order each pass. Demonstrations are the rows
-    [0, n_demonstrations), text the others; one iteration is the whole run.
+    The first t batches contain `floor(t * batch * share)` rows of text, so the share is right over the run, and within
+    one row in each batch. Both kinds are drawn without replacement, in a new order each pass. Demonstrations are the
+    rows [0, n_demonstrations), text the others. One iteration over the sampler is the whole run.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class MixedBatches(Sampler[int]):
         self.n_demonstrations, self.seed = n_demonstrations, seed
 
     def text_rows(self, steps: int) -> int:
-        """Of the first so many batches."""
+        """Rows of text in the first `steps` batches."""
         return int(steps * self.batch * self.share + 1e-9)
 
     def __iter__(self) -> Iterator[int]:
@@ -87,8 +87,7 @@ def _endless(rows: range, rng: torch.Generator) -> Iterator[int]:
 
 
 def with_text(demonstrations: Any, texts: Tensor) -> Any:
-    """Encoded demonstrations and rows of pretraining text (n, length) as one datasets.Dataset, told apart by
-    `is_text`."""
+    """Demonstrations and rows of pretraining text (n, length) in one datasets.Dataset, with a column `is_text`."""
     from datasets import Dataset, concatenate_datasets
 
     rows = Dataset.from_dict({"input_ids": texts.numpy(), "labels": texts.numpy()}, features=demonstrations.features)
@@ -98,14 +97,14 @@ def with_text(demonstrations: Any, texts: Tensor) -> Any:
 
 
 class DemonstrationTrainer(SFTTrainer):
-    """TRL's trainer on packed rows. Demonstrations of like length share a forward pass; which of them make up an
-    optimiser step stays random. Logits are made of learned tokens alone, on every device: TRL leaves out prompts where
-    there is Triton, and elsewhere they are most of what a large vocabulary costs."""
+    """TRL's trainer for packed rows. Demonstrations of similar length share a forward pass, but each optimiser step is
+    a random sample. Logits are computed only for tokens with loss, on every device. TRL does so only where Triton is
+    available; elsewhere, with a large vocabulary, the prompts' logits would be most of the cost."""
 
     tokens_read = 0
-    text_nats = 0.0  # of pretraining text, since the last point of the log
+    text_nats = 0.0  # loss of pretraining text, summed since the last log entry
     text_tokens = 0
-    mixed: MixedBatches | None = None  # set where there is pretraining text
+    mixed: MixedBatches | None = None  # set if there is pretraining text
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         if self.mixed is not None:
@@ -136,7 +135,7 @@ class DemonstrationTrainer(SFTTrainer):
             return outputs
 
         loss = super().compute_loss(measured, inputs, *arguments, **named)
-        self._metrics["train"]["num_tokens"] = [self.tokens_read]  # TRL takes packed rows to be one row
+        self._metrics["train"]["num_tokens"] = [self.tokens_read]  # TRL would count packed rows as one row
         return loss
 
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
@@ -147,7 +146,7 @@ class DemonstrationTrainer(SFTTrainer):
 
 
 class CandidateCallback(TrainerCallback):
-    """Hands the model over after certain steps."""
+    """Calls `keep(model, step)` after the given steps."""
 
     def __init__(self, steps: Collection[int], keep: Callable[[Any, int], None]) -> None:
         self.steps, self.keep = steps, keep

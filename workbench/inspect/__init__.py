@@ -1,1 +1,1 @@
-"""`triptych data inspect`: what a data set contains and what is wrong with it."""
+"""`triptych data inspect`: show what a data set contains."""

@@ -1,4 +1,4 @@
-"""`triptych data inspect SOURCE...`: the data doctor on the command line."""
+"""`triptych data inspect SOURCE...`: report what data sets contain and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from stages.data_checks.inspection import Tokens
 
-# What a format gives best stands first: a pair is also a demonstration and a prompt.
+# The most specific kind first: a comparison can also be read as a demonstration and as a prompt.
 KINDS: tuple[type, ...] = (Comparison, Demonstration, Document, Prompt)
-FIRST_LOOK = 200  # rows by which the kind is told
-NEXT_TO_NOTHING = 0.1  # of the rows
-FUNCTION_ROWS = 1000  # of a Python function, which may have no end
-MAX_LENGTH = 1024  # as sft.max_length
+FIRST_LOOK = 200  # rows read to detect the kind
+NEXT_TO_NOTHING = 0.1  # share of the rows; a kind that fewer rows give is passed over
+FUNCTION_ROWS = 1000  # read from a Python function, which may never end
+MAX_LENGTH = 1024  # tokens, the default of sft.max_length
 
 
 def command(words: Sequence[str]) -> None:
-    """`triptych data ...`. Raises DataError, ModelError or ConfigError for what cannot be used."""
+    """Run `triptych data ...`. Raises DataError, ModelError or ConfigError if an argument cannot be used."""
     options = _parser().parse_args(words)
     with _quiet():
         inspect(options)
@@ -45,7 +45,7 @@ def inspect(options: argparse.Namespace) -> None:
         tokens = load_tokens(options.tokenizer, options.template, options.pad_token)
     max_length = options.max_length or (MAX_LENGTH if tokens else None)
     if records.kind is Document:
-        max_length = None  # documents are cut into rows, none is too long
+        max_length = None  # documents are cut into rows, so none is too long
 
     from stages.data_checks.inspection import examine
 
@@ -60,7 +60,7 @@ def inspect(options: argparse.Namespace) -> None:
             options.html.write_text(html_page(report, rows), encoding="utf-8")
         except OSError as error:
             raise ConfigError(
-                f"--html {options.html}: cannot be written ({error.strerror}); name another file"
+                f"--html {options.html}: cannot be written ({error.strerror}); give another file name"
             ) from None
     if options.json:
         print(json.dumps(report.as_json(), ensure_ascii=False))
@@ -73,7 +73,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def read(paths: Sequence[str], options: argparse.Namespace, form: str, kind: type | None) -> Records[Any]:
-    """The records of all paths, bad rows dropped and counted. Without a kind, the best that the first path gives."""
+    """Load all paths; bad rows are dropped and counted. Without a kind, the first path's `best_kind` is used."""
     sources = []
     for path in paths:
         limit = options.limit or (FUNCTION_ROWS if path.startswith("python:") else None)
@@ -82,14 +82,14 @@ def read(paths: Sequence[str], options: argparse.Namespace, form: str, kind: typ
 
 
 def best_kind(source: Source) -> type:
-    """The first of KINDS that more than next to nothing of the source gives: of labels of single answers a few may pair
-    up by chance. Raises what kept the rows from being of any kind."""
+    """Return the first of KINDS that at least NEXT_TO_NOTHING of the rows give. A few labelled single answers may pair
+    up by chance, which does not make a source of comparisons. Raises DataError if no row can be read as any kind."""
     errors: list[DataError] = []
-    for limit in (min(FIRST_LOOK, source.limit or FIRST_LOOK), source.limit):  # its first rows may all be bad
+    for limit in (min(FIRST_LOOK, source.limit or FIRST_LOOK), source.limit):  # all rows, if the first ones are bad
         scant: type | None = None
         for kind in KINDS:
             if kind is Prompt and scant is not None:
-                break  # any row asks something
+                break  # nearly any row can be read as a prompt
             try:
                 records: Records[Any] = load(replace(source, limit=limit), kind)
             except DataError as error:
@@ -100,12 +100,12 @@ def best_kind(source: Source) -> type:
             scant = scant or kind
         if scant is not None:
             return scant
-    # That a format cannot give some kind is no fault of the rows.
+    # Prefer an error about the rows to one that says only that the format cannot give this kind.
     raise next((error for error in errors if error.field != "format"), errors[0])
 
 
 def load_tokens(name: str, template: str | None, pad_token: str | None) -> Tokens:
-    """The tokenizer with its template set: the one that is named, or its own, or "plain"."""
+    """Load the tokenizer and set its template: the one that is named, else its own, else "plain"."""
     from policy.encoding import set_template
     from stages.data_checks.inspection import Tokens
 
@@ -118,7 +118,7 @@ def load_tokens(name: str, template: str | None, pad_token: str | None) -> Token
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer, or one that was saved without a model."""
+    """Load a checkpoint's tokenizer, or one that was saved without a model."""
     from policy.language_model import load_tokenizer
 
     here = Path(name)
@@ -135,46 +135,46 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="triptych data", allow_abbrev=False, description="Look into data sets.")
+    parser = argparse.ArgumentParser(prog="triptych data", allow_abbrev=False, description="Inspect data sets.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     inspecting = actions.add_parser(
         "inspect",
         allow_abbrev=False,
-        help="what a data set holds and what is wrong with it",
-        description="What a data set holds and what is wrong with it. Bad rows are dropped and counted.",
+        help="report what data sets contain and what is wrong with them",
+        description="Report what data sets contain and what is wrong with them. Bad rows are dropped and counted.",
     )
     add = inspecting.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="a file, owner/name on the hub, or python:module:function")
-    add("--format", default="auto", help="a format of docs/data_formats.md (default: told by the columns)")
-    add("--split", default="train", help="split of a hub data set or a Python function (default: train)")
-    add("--limit", type=_positive, metavar="N", help="rows read (default: all; of a Python function 1000)")
-    add("--kind", choices=KIND_NAMES.values(), help="read the rows as these (default: the best that the format gives)")
+    add("sources", nargs="+", metavar="SOURCE", help="file, hub data set owner/name, or python:module:function")
+    add("--format", default="auto", help="data format, from docs/data_formats.md (default: detected from the columns)")
+    add("--split", default="train", help="split of hub data sets and Python functions (default: train)")
+    add("--limit", type=_positive, metavar="N", help="rows to read per source (default: all; of a function 1000)")
+    add("--kind", choices=KIND_NAMES.values(), help="kind of record to read the rows as (default: detected)")
     add("--tokenizer", metavar="DIR_OR_NAME", help="count tokens, check template and loss mask with this tokenizer")
-    add("--template", help="its template (default: the tokenizer's own, else plain)")
-    add("--pad-token", metavar="TOKEN", help="its padding token, as sft.pad_token")
+    add("--template", help="chat template to check (default: the tokenizer's own, else plain)")
+    add("--pad-token", metavar="TOKEN", help="padding token to set, as sft.pad_token does")
     add("--max-length", type=_positive, metavar="N", help="count longer rows (default with a tokenizer: 1024 tokens)")
-    add("--against", nargs="+", metavar="SOURCE", help="another set, such as for evaluation, that must share no prompt")
-    add("--rows", type=_count, default=2, metavar="N", help="show so many rows with their loss mask (default: 2)")
-    add("--html", type=Path, metavar="FILE", help="write the report as one HTML page too")
-    add("--json", action="store_true", help="print the report as one JSON object, and nothing else")
+    add("--against", nargs="+", metavar="SOURCE", help="other data, such as a test set, to check for shared prompts")
+    add("--rows", type=_count, default=2, metavar="N", help="show the first N rows with their loss mask (default: 2)")
+    add("--html", type=Path, metavar="FILE", help="also write the report as an HTML page")
+    add("--json", action="store_true", help="print only the report, as one JSON object")
     return parser
 
 
 def _count(word: str) -> int:
     if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{word}' is no count; give 0 or more")
+        raise argparse.ArgumentTypeError(f"'{word}' is not a count; give a whole number, 0 or more")
     return int(word)
 
 
 def _positive(word: str) -> int:
     if not word.isdecimal() or int(word) == 0:
-        raise argparse.ArgumentTypeError(f"'{word}' is no length; give 1 or more")
+        raise argparse.ArgumentTypeError(f"'{word}' is not a whole number above 0; give 1 or more")
     return int(word)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The report says what the loader would log."""
+    """Silence the data loader's log: the report contains the same."""
     logger = logging.getLogger("triptych.data")
     before = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
-"""The doctor's report for people: on the terminal, and as one HTML file that needs nothing else.
+"""Shows the report of `triptych data inspect` on the terminal and as one self-contained HTML file.
 
-Rows are shown token by token, those the loss is on apart from those that are only read. Texts come from anywhere, so
-control characters are never passed on to a terminal, and nothing to a browser unescaped.
+Rows are shown token by token, and tokens that the loss is on are marked. The texts are not trusted: control characters
+never reach the terminal, and everything on the HTML page is escaped.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 TRAINED, EOS, READ = "black on green", "bold white on blue", "dim"
 BAR = 40  # characters of the longest bar
-SHOWN_TOKENS = 600  # of a row; the rest of a long one is left out and said so
-# Controls, and the marks that turn the direction of writing round; newlines are shown by themselves.
+SHOWN_TOKENS = 600  # shown of a row; the number of further tokens is given
+# Control characters except the newline, and marks that change the direction of writing.
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Piece(NamedTuple):
     text: str
     trained: bool
-    token: int | None  # its id; None where there is no tokenizer
+    token: int | None  # token id; None without a tokenizer
     is_eos: bool
 
 
 class View(NamedTuple):
     title: str
     pieces: list[Piece]
-    left_out: int  # pieces
+    left_out: int  # number of pieces not shown
 
 
 def views(records: Iterable[Record], tokens: Tokens | None) -> Iterator[View]:
-    """The rows as a model would read them: one view a row, of a comparison one for each response."""
+    """Yield the rows as a model would read them: one view per row, or one per response of a comparison."""
     for record in records:
         if isinstance(record, Document):
             yield _view(record.id, _document_pieces(record, tokens))
@@ -69,7 +69,7 @@ def views(records: Iterable[Record], tokens: Tokens | None) -> Iterator[View]:
 
 
 def print_report(report: Report, rows: Sequence[View], console: Console) -> None:
-    """The report, worst findings first, then the rows."""
+    """Print the report, worst findings first, then the rows."""
     console.print(Text(", ".join(map(visible, report.sources)), style="bold"), soft_wrap=True)
     table = Table.grid(padding=(0, 2))
     for name, value in facts(report):
@@ -103,19 +103,19 @@ def print_report(report: Report, rows: Sequence[View], console: Console) -> None
 
 
 LEGEND = (
-    "Learned (of a comparison: compared): on green, EOS on blue; without colours between ⟦ and ⟧, tokens parted by |."
+    "Green: tokens that are learned (in a comparison: compared). Blue: learned EOS. Without colours: ⟦learned⟧, a|b."
 )
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """The report's figures as (name, value), for both outputs."""
+    """Return the report's figures as (name, value), for both outputs."""
     dropped = ", ".join(f"{reason}: {count}" for reason, count in report.dropped.items())
     rows = [
         ("kind", f"{report.kind}, format {report.source_format}"),
         ("rows", f"{report.records} used, {sum(report.dropped.values())} dropped{f' ({dropped})' if dropped else ''}"),
-        ("duplicates", f"{report.duplicates} exact, {report.near_duplicates} near, same prompt {report.same_prompt}"),
+        ("duplicates", f"{report.duplicates} exact, {report.near_duplicates} near, {report.same_prompt} same prompt"),
         ("scripts", ", ".join(f"{name} {count}" for name, count in report.scripts.items())),
-        ("tokenizer", f"{report.tokenizer}, template {report.template}" if report.tokenizer else "none, so words"),
+        ("tokenizer", f"{report.tokenizer}, template {report.template}" if report.tokenizer else "none"),
     ]
     for name, lengths in (("row lengths", report.lengths.whole), ("answers", report.lengths.answers)):
         if numbers := quantiles(lengths):
@@ -126,7 +126,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.against is not None:
         counts = report.against
         rows.append(
-            ("other set", f"{counts['records']} rows: {counts['shared']} shared, {counts['nearly_shared']} nearly")
+            ("other set", f"{counts['records']} prompts: {counts['shared']} shared, {counts['nearly_shared']} nearly")
         )
     return rows
 
@@ -137,12 +137,12 @@ def verdict(report: Report) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control and direction characters as <U+001B>."""
+    """Replace control and direction characters: the escape character becomes <U+001B>."""
     return UNSAFE.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
 
 
 def _is_learned(record: Record, talk: Sequence[Message], turn: int) -> bool:
-    """As `learned`, for a turn."""
+    """Whether the loss is on this turn; as `learned`, but for a whole turn."""
     return talk[turn].role == "assistant" and (isinstance(record, Demonstration) or turn == len(talk) - 1)
 
 
@@ -159,9 +159,9 @@ def _document_pieces(record: Document, tokens: Tokens | None) -> list[Piece]:
 
 
 def _token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], trained: Sequence[bool]) -> list[Piece]:
-    """Each token with the characters that it completes: a byte-level token may hold part of one."""
+    """Pair each token with the characters it completes: a byte-level token may contain only part of one."""
     pieces: list[Piece] = []
-    start = 0  # the first token whose characters are not shown yet
+    start = 0  # first token whose characters are not shown yet
     for i, (token, inside) in enumerate(zip(ids, trained, strict=True)):
         text = tokenizer.decode(ids[start : i + 1])
         waits = text.endswith("\ufffd") and i + 1 < len(ids) and i - start < 3
@@ -202,7 +202,7 @@ padding:.6em;overflow-wrap:anywhere}pre span{border-right:1px solid #0003}.t{bac
 
 
 def html_page(report: Report, rows: Sequence[View]) -> str:
-    """The report as one page: no script, nothing fetched. Token ids show when pointed at."""
+    """Return the report as one page without scripts or external files; hovering over a token shows its id."""
 
     def cells(values: Iterable[Any], tag: str = "td") -> str:
         return "<tr>" + "".join(f"<{tag}>{escaped(value)}</{tag}>" for value in values) + "</tr>"
@@ -227,8 +227,8 @@ def html_page(report: Report, rows: Sequence[View]) -> str:
 <table>{"".join(cells(fact) for fact in facts(report))}</table>
 <h2>Findings: {verdict(report)}</h2><table>{findings}</table>
 <h2>{report.lengths.unit} per row</h2><table>{drawn}</table>
-<h2>Rows</h2><p>Learned (of a comparison: compared): <span class="t">green</span>, EOS <span class="e">blue</span>;
-only read: <span class="r">grey</span>.</p>
+<h2>Rows</h2><p><span class="t">Green</span>: tokens that are learned (in a comparison: compared).
+<span class="e">Blue</span>: learned EOS. <span class="r">Grey</span>: tokens that are only read.</p>
 {"".join(map(_html_row, rows))}</body></html>
 """
 

@@ -1,1 +1,1 @@
-"""`triptych judge`, `score` and `labeler-folds`: how far a reward model can be trusted."""
+"""`triptych judge`, `score`, `labeler-folds`: examine a reward model."""

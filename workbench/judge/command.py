@@ -1,4 +1,4 @@
-"""`triptych judge MODEL`: one page on how far a reward model can be trusted, on comparisons it was not trained on."""
+"""`triptych judge MODEL`: measure a reward model on comparisons it was not trained on, and write one page about it."""
 
 from __future__ import annotations
 
@@ -31,61 +31,60 @@ from workbench.judge.page import print_judgement, write_page
 from workbench.judge.scorer import Scorer, find_checkpoint, open_scorer, score_answers
 
 logger = logging.getLogger("triptych.judge")
-CHUNK = 512  # comparisons whose ids stand in memory at a time
+CHUNK = 512  # comparisons that are tokenized and scored at a time
 JSON_FILE, PAGE_FILE = "judgement.json", "judgement.html"
 
 
-Votes = dict[bytes, dict[str, float]]  # a pair of answers -> labeler -> verdict
+Votes = dict[bytes, dict[str, float]]  # pair of answers -> labeler -> verdict
 
 
 class Said(NamedTuple):
-    """What a comparison says of itself."""
+    """The labels of one comparison, by which results are grouped."""
 
     source: str
     labeler: str | None
-    subset: str | None  # as RewardBench's files have it, in a column of its own
+    subset: str | None  # the column `subset`, as in RewardBench's files
     margin: float | None
-    gold: Sequence[float]  # of each answer, where a judge in code gave it
+    gold: Sequence[float]  # of each answer, if a judge function gave one
 
 
 class Judged(NamedTuple):
-    """All pairs of the comparisons that count, and those comparisons in a few words."""
+    """All scored pairs, and the labels of the comparisons that they come from."""
 
     said: list[Said]
     pairs: ScoredPairs
-    votes: Votes  # of ties too
-    left_out: dict[str, int]  # comparisons, by reason
+    votes: Votes  # ties included
+    left_out: dict[str, int]  # number of comparisons by reason
 
 
 def command(words: Sequence[str]) -> None:
-    """`triptych judge MODEL [--data SOURCE ...] [--policy MODEL --prompts SOURCE --judge module:function]`."""
+    """Run `triptych judge MODEL [--data SOURCE ...] [--policy MODEL --prompts SOURCE --judge module:function]`."""
     parser = argparse.ArgumentParser(prog="triptych judge", description=__doc__, allow_abbrev=False)
-    parser.add_argument("model", help="a name such as quickstart/reward_model, a key, or a directory")
-    parser.add_argument(
-        "--data", nargs="+", default=[], metavar="SOURCE", help="comparisons; default: those it kept back in training"
-    )
-    parser.add_argument("--format", default="auto", help="of --data; default: told by the first row")
-    parser.add_argument("--split", default="train", help="of hub data sets and Python functions")
-    parser.add_argument("--limit", type=int, help="rows of each source")
-    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error")
-    parser.add_argument("--policy", metavar="MODEL", help="also judge on fresh answers of this policy ...")
-    parser.add_argument("--prompts", metavar="SOURCE", help="... to these prompts (of --split) ...")
-    parser.add_argument("--judge", metavar="MODULE:FUNCTION", help="... ordered by the gold score of this function")
-    parser.add_argument("--n-prompts", type=int, default=200, help="prompts the policy answers (default: 200)")
-    parser.add_argument("--answers", type=int, default=4, help="answers to each (default: 4)")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--root", type=Path, default=Path("out"), help="where checkpoints are kept (default: out)")
-    parser.add_argument("--out", type=Path, help="folder of the page (default: ROOT/judgements/MODEL)")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add = parser.add_argument
+    add("model", help="reward model: a name such as quickstart/reward_model, a key, or a directory")
+    add("--data", nargs="+", default=[], metavar="SOURCE", help="comparisons (default: those held out in training)")
+    add("--format", default="auto", help="data format of --data (default: detected from its first rows)")
+    add("--split", default="train", help="split of hub data sets and Python functions (default: train)")
+    add("--limit", type=int, help="rows to read per source (default: all; of --prompts 10 times --n-prompts)")
+    add("--on-bad-row", choices=("error", "drop"), default="error", help="stop at an unusable row (default) or drop it")
+    add("--policy", metavar="MODEL", help="also judge on fresh answers of this policy; needs --prompts and --judge")
+    add("--prompts", metavar="SOURCE", help="prompts for the policy to answer (of --split)")
+    add("--judge", metavar="MODULE:FUNCTION", help="function whose gold score ranks the policy's answers")
+    add("--n-prompts", type=int, default=200, help="number of prompts the policy answers (default: 200)")
+    add("--answers", type=int, default=4, help="number of answers per prompt (default: 4)")
+    add("--max-new-tokens", type=int, default=64, help="maximum tokens per answer (default: 64)")
+    add("--seed", type=int, default=0, help="seed for loading data and sampling answers (default: 0)")
+    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    add("--out", type=Path, help="directory to write the page to (default: ROOT/judgements/MODEL)")
+    add("--json", action="store_true", help="print the numbers as JSON instead of tables")
+    add("--batch-size", type=int, default=32, help="number of answers to score at a time (default: 32)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto, the GPU if any)")
     options = parser.parse_args(words)
     if options.batch_size < 1 or options.n_prompts < 1:
         small = "--batch-size" if options.batch_size < 1 else "--n-prompts"
-        raise ConfigError(f"{small} is below 1; it must be at least 1")
+        raise ConfigError(f"{small} is below 1; give 1 or more")
     if bool(options.policy) != bool(options.judge) or bool(options.policy) != bool(options.prompts):
-        raise ConfigError("fresh pairs need all three: --policy MODEL --prompts SOURCE --judge MODULE:FUNCTION")
+        raise ConfigError("fresh answers need all three: --policy MODEL --prompts SOURCE --judge MODULE:FUNCTION")
 
     scorer = open_scorer(options.model, options.root, options.device)
     result = {"model": scorer.name, "fingerprint": scorer.fingerprint, **judge(scorer, options)}
@@ -103,16 +102,17 @@ def command(words: Sequence[str]) -> None:
 
 
 def judge(scorer: Scorer, options: argparse.Namespace) -> dict[str, Any]:
-    """Numbers over the comparisons that were asked for, or kept back, whole and by source, labeler, subset, margin."""
+    """Measure the model on --data, or on its held-out comparisons: overall and by source, labeler, subset, margin."""
     records, account = comparisons_of(scorer, options)
     judged = score_comparisons(scorer, records, options.batch_size)
     if not len(judged.pairs.difference):
-        raise ConfigError(f"no pair is left to judge {scorer.name} on: {dict(judged.left_out) or 'no comparison'}")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in judged.left_out.items()) or "no comparison"
+        raise ConfigError(f"no pair is left to judge {scorer.name} on ({reasons}); give other comparisons with --data")
     return {"data": account, "left_out": judged.left_out, **judge_scores(judged.pairs), **by_label(judged)}
 
 
 def comparisons_of(scorer: Scorer, options: argparse.Namespace) -> tuple[Iterable[Comparison], dict[str, Any]]:
-    """-> (comparisons, what they are)."""
+    """Return (comparisons, a description of them for the report)."""
     if not options.data:
         return kept_back(scorer, options.root)
     sources = [Source(path, options.format, options.split, options.limit, options.on_bad_row) for path in options.data]
@@ -121,20 +121,18 @@ def comparisons_of(scorer: Scorer, options: argparse.Namespace) -> tuple[Iterabl
     fresh = records.select(i for i, record in enumerate(records) if prompt_hash(record) not in seen)
     trained_on = len(records) - len(fresh)
     if trained_on:
-        logger.warning("judge: %d of %d comparisons have prompts it was trained on", trained_on, len(records))
+        logger.warning("judge: left out %d of %d comparisons, on prompts it was trained on", trained_on, len(records))
     if not len(fresh):
-        raise ConfigError(
-            f"{scorer.name} was trained on the prompts of all {len(records)} comparisons; give other data"
-        )
+        raise ConfigError(f"{scorer.name} was trained on the prompts of all {len(records)} comparisons; give others")
     dropped = {**records.dropped, **({"trained on": trained_on} if trained_on else {})}
     return fresh, {"sources": options.data, "format": records.format, "dropped": dropped}
 
 
 def kept_back(scorer: Scorer, root: Path) -> tuple[Iterable[Comparison], dict[str, Any]]:
-    """The comparisons that the model's own stage held out, found through its manifest."""
+    """Return the comparisons that the model's own stage held out, found through its manifest."""
     manifest = scorer.manifest
     if manifest is None:
-        raise ConfigError(f"'{scorer.name}' is a directory and tells nothing of its data; name comparisons with --data")
+        raise ConfigError(f"'{scorer.name}' is a directory, so its training data are unknown; give --data")
     if "comparisons" in manifest.parents:
         store = CheckpointStore(root / "store")
         file = store.path(manifest.parents["comparisons"]) / HELD_OUT_FILE
@@ -143,16 +141,16 @@ def kept_back(scorer: Scorer, root: Path) -> tuple[Iterable[Comparison], dict[st
     sources = [Source(**source) for source in manifest.config.get("data", [])]
     share = manifest.config.get("held_out", 0)
     if not sources or not share:
-        raise ConfigError(f"{scorer.name} kept no comparisons back; name some with --data")
+        raise ConfigError(f"{scorer.name} was trained without held-out comparisons; give some with --data")
     if [fingerprint(source, manifest.seed) for source in sources] != manifest.data["data"]["fingerprint"]:
-        raise ConfigError(f"the data of {scorer.name} changed since its training; name comparisons with --data")
+        raise ConfigError(f"the data of {scorer.name} changed since its training; give comparisons with --data")
     records: Records[Comparison] = load_all(sources, Comparison, manifest.seed)
     held_out = keep_back(records, share, manifest.seed)[1]
     return held_out, {"sources": ["held out in training"], "format": records.format, "dropped": records.dropped}
 
 
 def score_comparisons(scorer: Scorer, records: Iterable[Comparison], batch_size: int) -> Judged:
-    """Score chunk by chunk; comparisons that say nothing (all tie) or do not fit the model are left out and counted."""
+    """Score chunk by chunk. Comparisons whose answers all tie or do not fit the model are left out and counted."""
     said: list[Said] = []
     prompts: list[str] = []
     ranks: list[tuple[int, ...]] = []
@@ -198,7 +196,7 @@ def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def by_label(judged: Judged) -> dict[str, Any]:
-    """Tables of the pairs by what their comparisons say of themselves; a table of one row is left out."""
+    """Return tables of the pairs by the labels of their comparisons. Tables with only one row are left out."""
     margins = quarters([said.margin for said in judged.said])
     columns: dict[str, list[Any]] = {
         "by_source": [said.source for said in judged.said],
@@ -224,10 +222,10 @@ def _span(bounds: tuple[float, float]) -> str:
 
 
 def add_votes(votes: Votes, record: Comparison) -> None:
-    """For every pair of its answers, its labeler's verdict: 1 the first is better, 0 a tie, -1 the second.
+    """Add the labeler's verdict on every pair of answers: 1 if the first is better, 0 for a tie, -1 if the second is.
 
-    Which of the two is first is drawn by a hash of their texts, so that a file's habit of putting the better one first
-    does not look like a category that labelers like.
+    A hash of the texts decides which answer is first. Otherwise, in a file that always puts the better one first, all
+    verdicts would be 1, and agreement by chance would be overestimated.
     """
     if record.labeler is None:
         return
@@ -240,7 +238,7 @@ def add_votes(votes: Votes, record: Comparison) -> None:
 
 
 def judge_fresh(scorer: Scorer, options: argparse.Namespace) -> dict[str, Any]:
-    """Numbers on what the policy writes now, which drifts away from what the model was trained on."""
+    """Measure the model on fresh answers of the policy, which drift away from the answers it was trained on."""
     labeler = load_judge(options.judge, "--judge")
     source = Source(options.prompts, split=options.split, limit=options.limit or 10 * options.n_prompts)
     config = ComparisonsConfig(

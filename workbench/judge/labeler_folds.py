@@ -1,8 +1,8 @@
-"""`triptych labeler-folds RECIPE`: does the reward model learn what people prefer, or what its labelers prefer?
+"""`triptych labeler-folds RECIPE`: compare a reward model's accuracy on new labelers with that on its own labelers.
 
-InstructGPT (3.5, C.2) splits its labelers into five groups, trains on four and tests on the fifth: 69.6 +- 0.9 % there
-against 72.4 +- 0.4 % on the groups it was trained on. The same here, with one thing made sure of: both numbers are
-measured on prompts that no fold was trained on, the same for all.
+InstructGPT (3.5, C.2) splits its labelers into five groups, trains on four and tests on the fifth: 69.6 +- 0.9 % on the
+fifth group, 72.4 +- 0.4 % on the groups it was trained on. This command does the same. It measures both accuracies on
+the same held-out prompts, which no fold was trained on.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ PAPER = {"new labelers": "69.6 +- 0.9 %", "own labelers": "72.4 +- 0.4 %"}
 
 
 def command(words: Sequence[str]) -> None:
-    """`triptych labeler-folds RECIPE [--folds N] [overrides]`."""
+    """Run `triptych labeler-folds RECIPE [--folds N] [overrides]`."""
     parser = argparse.ArgumentParser(prog="triptych labeler-folds", description=__doc__, allow_abbrev=False)
-    parser.add_argument("recipe", type=Path, help="its reward_model.data must name labelers")
-    parser.add_argument("--folds", type=int, default=5, help="groups of labelers, and models to train (default: 5)")
-    parser.add_argument("--root", type=Path, default=Path("out"), help="where checkpoints are kept (default: out)")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
+    add = parser.add_argument
+    add("recipe", type=Path, help="recipe whose reward_model.data names labelers")
+    add("--folds", type=int, default=5, help="groups of labelers, one model for each (default: 5)")
+    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    add("--json", action="store_true", help="print the numbers as JSON instead of a table")
     options, overrides = parser.parse_known_args(words)
     result = cross_validate(load_recipe(options.recipe, overrides), options.folds, options.root)
     if options.json:
@@ -55,15 +56,13 @@ def command(words: Sequence[str]) -> None:
 
 
 def cross_validate(recipe: Recipe, n_folds: int, root: Path) -> dict[str, Any]:
-    """Train and judge one reward model for each group of labelers. Folds that are done are not done again; the numbers
-    also stand in ROOT/labeler_folds/RECIPE/KEY."""
+    """Train and judge one reward model for each group of labelers. Finished folds are not run again. The numbers are
+    also written to ROOT/labeler_folds/RECIPE/KEY."""
     store = CheckpointStore(root / "store")
     plans = plan_pipeline(recipe, store)
     plan = next(plan for plan in plans if plan.stage == "reward_model")
     if not plan.config.data or not plan.config.held_out:
-        raise ConfigError(
-            "labeler-folds needs reward_model.data with named labelers, and reward_model.held_out above 0 to measure on"
-        )
+        raise ConfigError("labeler-folds needs reward_model.data with named labelers and reward_model.held_out above 0")
     records = load_all(plan.config.data, Comparison, recipe.seed)
     groups = labeler_groups(Counter(record.labeler for record in records if record.labeler is not None), n_folds)
     check_parents(plan, plans, store)
@@ -92,12 +91,13 @@ def cross_validate(recipe: Recipe, n_folds: int, root: Path) -> dict[str, Any]:
 
 
 def labeler_groups(comparisons: Mapping[str, int], n_groups: int) -> list[list[str]]:
-    """Labelers in groups with about as many comparisons each: the busiest first, each to the smallest group."""
-    if n_groups < 2 or len(comparisons) < n_groups:
-        raise ConfigError(
-            f"{n_groups} groups cannot be made of {len(comparisons)} named labelers "
-            f"({', '.join(sorted(comparisons)[:8]) or 'none'}); set --folds to at least 2 and at most their number"
-        )
+    """Split the labelers into groups with about equally many comparisons: busiest first, each to the smallest group."""
+    if len(comparisons) < 2:
+        found = f"only the labeler '{next(iter(comparisons))}'" if comparisons else "no labeler"
+        raise ConfigError(f"reward_model.data names {found}; labeler-folds needs data with a 'labeler' for each row")
+    if not 2 <= n_groups <= len(comparisons):
+        known = f"{len(comparisons)} labelers ({', '.join(sorted(comparisons)[:8])})"
+        raise ConfigError(f"--folds is {n_groups}, but reward_model.data names {known}; set it from 2 to their number")
     groups: list[list[str]] = [[] for _ in range(n_groups)]
     sizes = [0] * n_groups
     for labeler in sorted(comparisons, key=lambda name: (-comparisons[name], name)):
@@ -116,7 +116,7 @@ def run_fold(
     group: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
-    """Train on the other groups' comparisons, judge on held-out prompts: this group's verdicts and the others'."""
+    """Train on the other groups' comparisons; measure this group's and the others' verdicts on held-out prompts."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     file = folder / "train.jsonl.gz"
@@ -146,7 +146,7 @@ def run_fold(
 
 def print_folds(result: Mapping[str, Any]) -> None:
     table = Table(title=f"{result['recipe']}: accuracy on held-out prompts", title_justify="left")
-    for column in ("labelers left out", "new labelers", "n", "own labelers", "n"):
+    for column in ("labelers left out", "new labelers", "pairs", "own labelers", "pairs"):
         table.add_column(column, justify="left" if column == "labelers left out" else "right", overflow="fold")
     for fold in result["folds"]:
         cells = [", ".join(fold["labelers"])]
@@ -165,4 +165,4 @@ def print_folds(result: Mapping[str, Any]) -> None:
     console = Console()
     console.print(table)
     if result["unnamed"]:
-        console.print(f"{result['unnamed']} comparisons name no labeler and were left out.")
+        console.print(f"{result['unnamed']} comparisons without a named labeler were left out.")

@@ -1,4 +1,4 @@
-"""What `triptych judge` shows: tables on the screen, and one HTML page that needs nothing beside it."""
+"""Shows the results of `triptych judge` as tables on the terminal and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TABLES = {
     "by_rank_distance": "ranks apart",
     "by_margin": "stated margin",
 }
-WIDTH, HEIGHT, MARGIN = 400, 280, 46  # of a plot, in pixels; the margin holds its axes
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#888888"  # told apart by colour-blind eyes (Okabe, Ito)
+WIDTH, HEIGHT, MARGIN = 400, 280, 46  # of a plot, in pixels; the axis labels are in the margin
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#888888"  # distinguishable with colour blindness (Okabe, Ito)
 STYLE = """body{font:15px/1.5 sans-serif;max-width:54em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.6em 0 1.6em}td,th{padding:.15em .9em .15em 0;text-align:right}
 td:first-child,th:first-child{text-align:left}th{border-bottom:1px solid #888;font-weight:normal}
@@ -38,15 +38,15 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def headline(judged: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what, value) of a judgement's main numbers."""
+    """Return a judgement's main numbers as (label, value)."""
     gain = judged["gain_over_length"]
     span = {"low": judged["pair_accuracy_low"], "high": judged["pair_accuracy_high"]}
     rows = [
         ("pairs (prompts)", f"{judged['n']} ({judged['n_prompts']})"),
         ("accuracy (95 % interval)", f"{percent(judged['pair_accuracy'])} ({interval(span)})"),
-        ("the longer answer wins", percent(judged["longer_wins_accuracy"])),
-        ("the shorter answer wins", percent(judged["shorter_wins_accuracy"])),
-        ("accuracy over the better of these", f"{100 * gain['gain']:+.1f} points ({interval(gain)})"),
+        ('accuracy of "the longer answer wins"', percent(judged["longer_wins_accuracy"])),
+        ('accuracy of "the shorter answer wins"', percent(judged["shorter_wins_accuracy"])),
+        ("gain over the better of these rules", f"{100 * gain['gain']:+.1f} points ({interval(gain)})"),
     ]
     for name, title in (
         ("accuracy_when_the_longer_is_better", "accuracy where the longer is better"),
@@ -57,22 +57,22 @@ def headline(judged: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append((title, f"{percent(judged[name]['rate'])} ({interval(judged[name])}), n {judged[name]['n']}"))
     error, chance = judged["calibration_error"], judged["calibration_error_by_chance"]
     rows += [
-        ("calibration error (by chance alone)", f"{error:.3f} ({chance:.3f})"),
-        ("temperature that fits best", number(judged["temperature"])),
-        ("calibration error at it", number(judged["calibration_error_at_temperature"])),
+        ("calibration error (expected by chance)", f"{error:.3f} ({chance:.3f})"),
+        ("best-fitting temperature", number(judged["temperature"])),
+        ("calibration error at that temperature", number(judged["calibration_error_at_temperature"])),
         ("log loss, nats (at that temperature)", f"{judged['log_loss']:.3f} ({judged['log_loss_at_temperature']:.3f})"),
-        ("score and length: correlation", number(judged["length_correlation"])),
-        ("the same within prompts", number(judged["length_correlation_within_prompts"])),
+        ("correlation of score and length", number(judged["length_correlation"])),
+        ("correlation of score and length within prompts", number(judged["length_correlation_within_prompts"])),
     ]
     if "gold_correlation" in judged:
-        rows.append(("score and gold score: correlation", number(judged["gold_correlation"])))
+        rows.append(("correlation of score and gold score", number(judged["gold_correlation"])))
     return rows
 
 
 def agreement_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("pairs with several votes", f"{found['items']} by {found['labelers']} labelers"),
-        ("labelers agree (share of pairs of votes)", percent(found["raw_agreement"])),
+        ("pairs with several votes", f"{found['items']}, by {found['labelers']} labelers"),
+        ("agreement (share of pairs of votes)", percent(found["raw_agreement"])),
         ("Krippendorff's alpha, nominal", number(found["krippendorff_alpha"])),
         ("Krippendorff's alpha, ordinal", number(found["krippendorff_alpha_ordinal"])),
         ("Fleiss' kappa (same number of votes only)", number(found["fleiss_kappa"])),
@@ -80,7 +80,7 @@ def agreement_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def print_judgement(result: Mapping[str, Any], page: Path) -> None:
-    """The same numbers as on the page, as tables on the screen."""
+    """Print the numbers of the page as tables on the terminal."""
     console = Console()
     for title, rows in sections(result):
         table = Table(title=title, title_justify="left", show_header=False)
@@ -91,7 +91,7 @@ def print_judgement(result: Mapping[str, Any], page: Path) -> None:
         console.print(table)
     for title, table_rows in split_tables(result):
         table = Table(title=f"by {title}", title_justify="left")
-        for column in (title, "accuracy", "95 % interval", "n", "longer wins"):
+        for column in (title, "accuracy", "95 % interval", "pairs", "longer wins"):
             table.add_column(column, justify="left" if column == title else "right", overflow="fold")
         for judged in table_rows:
             table.add_row(*cells(judged))
@@ -104,9 +104,9 @@ def print_judgement(result: Mapping[str, Any], page: Path) -> None:
 def sections(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     found = [(f"{result['model']} on {', '.join(result['data']['sources'])}", headline(result))]
     if result.get("fresh", {}).get("n"):
-        found.append((f"on fresh answers of {result['fresh']['policy']}", headline(result["fresh"])))
+        found.append((f"{result['model']} on fresh answers of {result['fresh']['policy']}", headline(result["fresh"])))
     if "agreement" in result:
-        found.append(("agreement of the labelers", agreement_rows(result["agreement"])))
+        found.append(("agreement between labelers", agreement_rows(result["agreement"])))
     return found
 
 
@@ -119,14 +119,14 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
-    """One HTML file with its plots inside."""
+    """Write one HTML file that contains its plots."""
     body = [f"<h1>Reward model {escape(result['model'])}</h1>"]
     dropped = {**result["data"].get("dropped", {}), **result["left_out"]}
     told = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     body.append(
         f"<p>Checkpoint <code>{escape(result['fingerprint'][:20])}</code>. Comparisons: "
-        f"{escape(', '.join(result['data']['sources']))}; left out: {escape(told)}. Intervals count prompts, "
-        "not pairs, as independent. Pairs with equal scores count as wrong.</p>"
+        f"{escape(', '.join(result['data']['sources']))}; left out: {escape(told)}. Intervals treat prompts, "
+        "not pairs, as independent. A pair with equal scores counts as wrong.</p>"
     )
     for title, rows in sections(result):
         body += [f"<h2>{escape(title)}</h2>", html_table(None, rows)]
@@ -134,12 +134,12 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         "<h2>Calibration and length</h2>",
         reliability_plot(result["reliability"]),
         length_plot(result["score_by_length"]),
-        '<p class="note">Left: how often the answer with the higher score is the preferred one, by the probability '
-        "sigmoid(difference of scores); on the line is calibrated, below it too sure; areas are numbers of pairs. "
-        "Right: mean score of all answers in tenths by length.</p>",
+        '<p class="note">Left: how often the answer with the higher score is the preferred one, against the '
+        "model's probability of that, sigmoid(score difference). A calibrated model is on the dashed line, an "
+        "overconfident one below it. Larger circles: more pairs. Right: mean score by length, in ten groups.</p>",
     ]
     for title, table_rows in split_tables(result):
-        header = [title, "accuracy", "95 % interval", "n", "longer wins"]
+        header = [title, "accuracy", "95 % interval", "pairs", "longer wins"]
         body += [f"<h2>By {escape(title)}</h2>", html_table(header, [cells(row) for row in table_rows])]
     if "mean_over_subsets" in result:
         body.append(f"<p>Mean over subsets: {percent(result['mean_over_subsets'])}</p>")
@@ -158,7 +158,7 @@ class Axis(NamedTuple):
     high: float
 
     def place(self, value: float, size: float) -> float:
-        """0 .. size for low .. high."""
+        """Map low .. high to 0 .. size."""
         return size * (value - self.low) / (self.high - self.low)
 
 
@@ -176,7 +176,7 @@ def reliability_plot(bins: Sequence[Mapping[str, float]]) -> str:
             f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:.1f}" fill="{BLUE}" fill-opacity=".6">'
             f"<title>{title}</title></circle>"
         )
-    return plot(shapes, x, both, "probability by the model", "share that is right")
+    return plot(shapes, x, both, "probability given by the model", "share of pairs that are right")
 
 
 def length_plot(tenths: Sequence[Mapping[str, float]]) -> str:
@@ -184,7 +184,7 @@ def length_plot(tenths: Sequence[Mapping[str, float]]) -> str:
     x = Axis(0.0, max(lengths) * 1.05)
     room = 0.1 * (max(scores) - min(scores)) or 1.0
     y = Axis(min(scores) - room, max(scores) + room)
-    return plot([line(list(zip(lengths, scores, strict=True)), x, y, ORANGE)], x, y, "tokens of the answer", "score")
+    return plot([line(list(zip(lengths, scores, strict=True)), x, y, ORANGE)], x, y, "tokens per answer", "mean score")
 
 
 def position(x: float, y: float, x_axis: Axis, y_axis: Axis) -> tuple[float, float]:
@@ -197,7 +197,7 @@ def line(points: Sequence[tuple[float, float]], x: Axis, y: Axis, colour: str, d
 
 
 def plot(shapes: Sequence[str], x: Axis, y: Axis, x_title: str, y_title: str) -> str:
-    """Shapes with two labelled axes around them, as an SVG."""
+    """Return the shapes with two labelled axes as an SVG."""
     right, bottom = WIDTH - MARGIN, HEIGHT - MARGIN
     marks = [f'<path d="M{MARGIN},{MARGIN}V{bottom}H{right}" fill="none" stroke="{GREY}"/>']
     for step in range(6):

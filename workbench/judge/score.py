@@ -1,7 +1,6 @@
-"""`triptych score MODEL FILE`: every row of a file, in order, with the reward model's score or scores added.
+"""`triptych score MODEL FILE`: copy a file of rows, in order, with a reward model's score or scores added to each.
 
-Rows are scored in chunks of fixed places in the file, so that a call which goes on where a killed one stopped batches
-the same texts together and writes the same bytes.
+If the command is interrupted, repeat it to continue: rows are scored in fixed chunks, so the output is unaffected.
 """
 
 from __future__ import annotations
@@ -28,37 +27,38 @@ from stages.errors import ConfigError
 from workbench.judge.scorer import Asked, Scored, Scorer, open_scorer, score_answers
 
 logger = logging.getLogger("triptych.score")
-CHUNK = 256  # rows written at a time; what a kill loses at most
+CHUNK = 256  # rows written at a time; an interruption loses at most one chunk
 PARTIAL, STATE = ".partial", ".state.json"
 Row = Mapping[str, Any]
 
 
 class Question(NamedTuple):
-    """What a row asks for."""
+    """What to score in a row, and which columns to add."""
 
-    asked: list[Asked]  # several where one row holds several comparisons (a tree)
-    # "score": one number. "scores": a list, in the order of the row's `responses`. "scores and texts": with the texts
-    # in a list beside it, since the answers stand in columns of many names; lists of lists for several comparisons.
+    asked: list[Asked]  # several if one row contains several comparisons (a tree)
+    # "score": one number. "scores": a list, in the order of the row's `responses`. "scores and texts": also the list of
+    # texts, since the answers' columns have many names. Several comparisons in one row give lists of lists.
     column: Literal["score", "scores", "scores and texts"]
 
 
 def command(words: Sequence[str]) -> None:
-    """`triptych score MODEL FILE [--out FILE]`."""
+    """Run `triptych score MODEL FILE [--out FILE]`."""
     parser = argparse.ArgumentParser(prog="triptych score", description=__doc__, allow_abbrev=False)
-    parser.add_argument("model", help="a name such as quickstart/reward_model, a key, or a directory")
-    parser.add_argument("file", type=Path, help="rows with prompt and response(s), messages, or a known format")
-    parser.add_argument("--out", type=Path, help="JSONL to write (default: FILE with .scored.jsonl for its ending)")
-    parser.add_argument("--format", default="auto", help="of the rows; default: told by each row's columns")
-    parser.add_argument("--root", type=Path, default=Path("out"), help="where checkpoints are kept (default: out)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", help="reward model: a name such as quickstart/reward_model, a key, or a directory")
+    add("file", type=Path, help="rows with prompt and response(s), with messages, or in a known format")
+    add("--out", type=Path, help="JSON lines file to write (default: FILE with the ending .scored.jsonl)")
+    add("--format", default="auto", help="data format of the rows (default: detected from each row's columns)")
+    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    add(
         "--on-bad-row",
         choices=("error", "null"),
         default="error",
-        help="null: a row that cannot be scored is kept, with score null and the reason in score_error; so are always "
-        "those that their format is known to hold and nobody can use",
+        help="error (default): stop at a row that cannot be scored; null: keep it with score null and the reason in "
+        "score_error. Known-unusable rows of a format (ties, empty answers) are always kept this way",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="answers read at once (default: 32)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--batch-size", type=int, default=32, help="number of answers to score at a time (default: 32)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto, the GPU if any)")
     options = parser.parse_args(words)
     check_format_name(options.format)
     if options.batch_size < 1:
@@ -67,14 +67,14 @@ def command(words: Sequence[str]) -> None:
     out = options.out or options.file.with_name(f"{stem}.scored.jsonl")
     if out.suffix != ".jsonl":
         raise ConfigError(f"cannot write {out}: scores are written as JSON lines; give --out a name ending in .jsonl")
-    next(rows_or_errors(options.file), None)  # a missing or unreadable file is told before a model is loaded
+    next(rows_or_errors(options.file), None)  # report a missing or unreadable file before loading the model
     if out.exists() and out.samefile(options.file):
-        raise ConfigError(f"{out} is the file to read; give --out another name")
+        raise ConfigError(f"{out} is the input file; give --out another name")
     score_file(open_scorer(options.model, options.root, options.device), options, out)
 
 
 def score_file(scorer: Scorer, options: argparse.Namespace, out: Path) -> None:
-    """Write `out`, going on from what an interrupted call with the same model, file and settings left beside it."""
+    """Write `out`. Continues from the partial file of an interrupted call with the same model, file and settings."""
     partial, state_file = out.with_name(out.name + PARTIAL), out.with_name(out.name + STATE)
     with options.file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -86,12 +86,12 @@ def score_file(scorer: Scorer, options: argparse.Namespace, out: Path) -> None:
         "batch_size": options.batch_size,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    # What was written before an error came up is the same when bad rows may be null.
+    # Rows written before an error are the same with --on-bad-row null, so they can be reused.
     done = lines_done(partial) if _read_json(state_file) in (state, {**state, "on_bad_row": "error"}) else 0
     if not done:
         partial.write_bytes(b"")
     state_file.write_text(json.dumps(state))
-    logger.info("score: %s with %s%s", options.file, scorer.name, f", going on after row {done}" if done else "")
+    logger.info("score: %s with %s%s", options.file, scorer.name, f", continuing after row {done}" if done else "")
     rows = islice(rows_or_errors(options.file), done, None)
     unscored: Counter[str] = Counter()
     with partial.open("ab") as stream, tqdm(desc="score", unit="row", initial=done) as bar:
@@ -105,12 +105,12 @@ def score_file(scorer: Scorer, options: argparse.Namespace, out: Path) -> None:
     state_file.unlink()
     if unscored:
         told = ", ".join(f"{count} ({reason})" for reason, count in unscored.items())
-        logger.warning("score: rows without a score: %s", told)
+        logger.warning("score: rows without a score, by reason: %s", told)
     print(out)
 
 
 def lines_done(partial: Path) -> int:
-    """Whole chunks of lines in an interrupted output, which is cut there: a kill may have torn what follows."""
+    """Cut an interrupted output to whole chunks, as its last lines may be damaged; return the number of lines left."""
     if not partial.exists():
         return 0
     ends, done = [0], 0
@@ -131,7 +131,7 @@ def score_rows(
     options: argparse.Namespace,
     unscored: Counter[str],
 ) -> Iterator[bytes]:
-    """One line of JSON for each row. Raises DataError for a row that cannot be scored, unless it may be null."""
+    """Yield one line of JSON per row. Raises DataError if a row cannot be scored, unless --on-bad-row is null."""
     questions = [_question_or_error(number, row, options) for number, row in rows]
     asked = [one for question in questions if isinstance(question, Question) for one in question.asked]
     answers = iter(score_answers(scorer, asked, options.batch_size))
@@ -143,7 +143,7 @@ def score_rows(
             added = question
         if isinstance(added, DataError) and options.on_bad_row == "error":
             place = "" if added is row else f"{options.file}:{number}: "
-            raise DataError(f"{place}{added}; mend or delete the row, or set --on-bad-row null", reason=added.reason)
+            raise DataError(f"{place}{added}; fix or delete the row, or set --on-bad-row null", reason=added.reason)
         if isinstance(added, DataError | Drop):
             unscored[added.reason] += 1
             added = {"score": None, "score_error": added.reason}
@@ -152,7 +152,7 @@ def score_rows(
 
 
 def json_line(row: Row) -> bytes:
-    """A row as a line of UTF-8; what is no character, half a surrogate pair, stays as escaped as it came."""
+    """Encode a row as a line of UTF-8, or as escaped ASCII if it contains half a surrogate pair."""
     try:
         return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except UnicodeEncodeError:
@@ -169,8 +169,8 @@ def _question_or_error(number: int, row: Row | DataError, options: argparse.Name
 
 
 def question_of(row: Row, origin: Origin, form: str = "auto") -> Question | Drop:
-    """The prompt and the answers of a row; a Drop for a row that its format is known not to give any of. Raises
-    DataError where there are none."""
+    """Return a row's prompt and answers, or a Drop if its format is known to contain such unusable rows. Raises
+    DataError if the row has no answer to score."""
     if form == "auto" and row.get("prompt") is not None and "response" in row:
         answer = check_text(row["response"], "response")
         return Question([(Prompt(*origin, prompt=prompt_of(row)).prompt, [answer])], "score")
@@ -198,11 +198,11 @@ def question_of(row: Row, origin: Origin, form: str = "auto") -> Question | Drop
     return Question(asked, "scores and texts" if kind is Comparison else "score")
 
 
-SINGLE = ("messages", "prompt_completion", "alpaca")  # formats of one answer in a row
+SINGLE = ("messages", "prompt_completion", "alpaca")  # formats with one answer per row
 
 
 def single_answer(row: Row) -> str | None:
-    """The format of a row that holds one answer, whether or not it also carries a verdict on it (KTO)."""
+    """Return the format of a row with one answer, even if the row also has a verdict on it (KTO); else None."""
     if "chosen" in row and "rejected" in row:
         return None
     if isinstance(row.get("messages"), list):
@@ -219,7 +219,7 @@ def _asked(record: Comparison | Demonstration) -> Asked:
 
 
 def added_columns(question: Question, scored: Sequence[Scored | str]) -> dict[str, Any] | DataError:
-    """The columns that a row gets."""
+    """Return the columns to add to a row."""
     for one in scored:
         if isinstance(one, str):
             return DataError(one, reason=one)

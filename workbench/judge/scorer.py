@@ -1,4 +1,4 @@
-"""A published reward model, ready to score texts: found by its name, checked, and asked in batches."""
+"""Finds a published reward model by name, checks it, and scores texts with it in batches."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Asked = tuple[Sequence[Message], Sequence[str]]  # a prompt, and answers to it
 
 
 class Scorer(NamedTuple):
-    name: str  # as it was asked for
+    name: str  # as the user wrote it
     directory: Path
     fingerprint: str  # its key in the store, or a digest of its files
-    manifest: Manifest | None  # None for a directory that is no checkpoint of the store
+    manifest: Manifest | None  # None for a directory outside the store
     model: PreTrainedModel
-    members: Sequence[Member]  # further ones of an ensemble, whose mean is the score; empty for one reward model
+    members: Sequence[Member]  # further members of an ensemble, whose mean is the score; empty for one model
     tokenizer: PreTrainedTokenizerBase
-    max_length: int  # tokens of prompt and answer that the model has positions for
+    max_length: int  # most tokens of prompt and answer, the model's number of positions
 
 
 class Scored(NamedTuple):
@@ -41,41 +41,36 @@ class Scored(NamedTuple):
 
 
 def open_scorer(named: str, root: Path, device: str = "auto") -> Scorer:
-    """The reward model of a name or key in ROOT/store, or of a directory. Raises ConfigError, ModelError or StoreError
-    where there is none, or where its scores are not those of the texts alone."""
+    """Open the reward model with this name or key in ROOT/store, or in this directory. Raises ConfigError, ModelError
+    or StoreError if there is none, or if a text's score depends on its batch or on padding."""
     directory, manifest = find_checkpoint(named, root)
+    if manifest and manifest.stage in ("sft", "select", "ppo"):
+        raise ConfigError(f"'{named}' is a policy, not a reward model; evaluate it: triptych evaluate --config RECIPE")
     model = load_scalar_model(directory, choose_device(device)).eval()
     tokenizer = load_tokenizer(directory)
     check_special_tokens(tokenizer, directory)
     if not tokenizer.chat_template:
-        raise ConfigError(f"the reward model '{named}' has no chat template, so messages cannot become its text")
+        raise ConfigError(f"the reward model '{named}' has no chat template for messages; add one to its tokenizer")
     check_scores_are_independent(model, tokenizer.pad_token_id)
-    return Scorer(
-        named,
-        directory,
-        manifest.key if manifest else model_fingerprint(str(directory)),
-        manifest,
-        model,
-        read_members(directory, model),
-        tokenizer,
-        positions(model.config),
-    )
+    key = manifest.key if manifest else model_fingerprint(str(directory))
+    members = read_members(directory, model)
+    return Scorer(named, directory, key, manifest, model, members, tokenizer, positions(model.config))
 
 
 def find_checkpoint(named: str, root: Path) -> tuple[Path, Manifest | None]:
-    """The directory behind a path, or a name or key in ROOT/store; with its manifest where it is in the store."""
+    """Return the directory for a path, or for a name or key in ROOT/store, and its manifest if it is in the store."""
     if Path(named).is_dir():
         return Path(named), None
     store = CheckpointStore(root / "store")
     try:
         key = store.resolve(named)
     except StoreError as error:
-        raise ConfigError(f"'{named}' is no directory here, and: {error}") from error
+        raise ConfigError(f"'{named}' is not a directory, and: {error}") from error
     return store.path(key), store.manifest(key)
 
 
 def score_answers(scorer: Scorer, asked: Sequence[Asked], batch_size: int = 32) -> list[Scored | str]:
-    """Scores of all answers, prompt by prompt, or why there are none."""
+    """Return the scores of each prompt's answers, or the reason why it has none."""
     encoded = [_encode(scorer, prompt, answers) for prompt, answers in asked]
     kept = [row for row in encoded if not isinstance(row, str)]
     scores = iter(

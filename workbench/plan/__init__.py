@@ -1,1 +1,1 @@
-"""`triptych plan`: PPO's memory and time, predicted."""
+"""`triptych plan`: predict PPO's memory use and time."""

@@ -1,5 +1,4 @@
-"""`triptych plan RECIPE`: what PPO will need before it starts, memory predicted (prediction.py) and time tried
-(timing.py)."""
+"""`triptych plan RECIPE`: before you run PPO, predict its peak memory and measure how long an iteration will take."""
 
 from __future__ import annotations
 
@@ -19,27 +18,25 @@ MB = 1e6
 
 
 def command(words: Sequence[str]) -> None:
-    """One table, or one JSON object."""
+    """Run `triptych plan`: print one table, or one JSON object."""
     parser = argparse.ArgumentParser(prog="triptych plan", allow_abbrev=False, description=__doc__)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--model", metavar="DIR", help="the model's directory (default: the recipe's base model)")
+    parser.add_argument("recipe", type=Path, help="recipe with a section ppo")
+    parser.add_argument("--model", metavar="DIR", help="model to plan for (default: ppo.sft, else sft.base_model)")
     parser.add_argument(
-        "--prompt-length", type=int, metavar="TOKENS", help="of the longest prompt (default: ppo.max_prompt_length)"
+        "--prompt-length", type=int, metavar="TOKENS", help="length of the prompts (default: ppo.max_prompt_length)"
     )
-    parser.add_argument("--no-time", action="store_true", help="memory alone, without making the passes")
-    parser.add_argument("--json", action="store_true", help="one JSON object, in bytes and seconds")
+    parser.add_argument("--no-time", action="store_true", help="predict memory only; do not time the passes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, in bytes and seconds")
     options, overrides = parser.parse_known_args(words)
 
     from pipeline.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
     if recipe.ppo is None:
-        raise ConfigError(
-            f"{options.recipe} has no section ppo, and that is what a plan is made of; name another recipe"
-        )
+        raise ConfigError(f"{options.recipe} has no section ppo to plan; add one, or give another recipe")
 
     from stages.ppo.reward_settings import reads_pipelines
-    from workbench.plan.prediction import predict  # with it come the libraries that a run has in memory
+    from workbench.plan.prediction import predict  # also imports the libraries that a run has in memory
     from workbench.plan.process import heap_holes, process_bytes
     from workbench.plan.timing import predict_seconds
 
@@ -56,7 +53,7 @@ def command(words: Sequence[str]) -> None:
 
 
 def account(plan: MemoryPlan, process: int, heap: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """The plan as JSON-ready values, in bytes and seconds."""
+    """Return the plan as JSON-ready values, in bytes and seconds."""
     roles = {role.name: {"weights": role.weights, "gradients": role.gradients, "optimizer": role.optimizer,
                          "on_disk": role.on_disk} for role in plan.roles}  # fmt: skip
     return {
@@ -75,11 +72,11 @@ def account(plan: MemoryPlan, process: int, heap: int, seconds: dict[str, float]
 
 
 def table(found: dict[str, Any], model: str, prompt_length: int, config: PpoConfig) -> str:
-    """For people, in MB."""
+    """Format the plan as a table in MB."""
     rows = [f"{'MB':<26}{'weights':>10}{'gradients':>11}{'optimizer':>11}"]
     for name, role in found["roles"].items():
         numbers = (role["weights"], role["gradients"], role["optimizer"])
-        shown = f"{name} (while read)" if role["on_disk"] else name
+        shown = f"{name} (while used)" if role["on_disk"] else name
         rows.append(f"{shown:<26}{numbers[0] / MB:>10.0f}{numbers[1] / MB:>11.0f}{numbers[2] / MB:>11.0f}")
     rows.append(f"{'':<26}{'working':>10}{'peak':>11}" + (f"{'seconds':>11}" if found["seconds"] else ""))
     for name, phase in found["phases"].items():
@@ -87,14 +84,17 @@ def table(found: dict[str, Any], model: str, prompt_length: int, config: PpoConf
         rows.append(f"{name:<26}{phase['working'] / MB:>10.0f}{phase['peak'] / MB:>11.0f}{time_column}")
     highest = max(found["phases"], key=lambda name: found["phases"][name]["peak"])
     rows += [
-        f"peak {found['peak'] / MB:.0f} MB, in {highest}; Python and its libraries are {found['process'] / MB:.0f} MB "
-        f"of it, holes in the heap {found['heap'] / MB:.0f} MB",
-        f"of sampling the KV cache is {found['kv_cache'] / MB:.0f} MB; a chunk of logits in the update, "
+        f"peak: {found['peak'] / MB:.0f} MB, during {highest}; this includes {found['process'] / MB:.0f} MB for Python "
+        f"and its libraries and {found['heap'] / MB:.0f} MB of heap fragmentation",
+        f"sampling includes {found['kv_cache'] / MB:.0f} MB of KV cache; one chunk of logits in the update takes "
         f"{found['logits'] / MB:.0f} MB",
     ]
     if found["seconds"]:
-        rows.append(f"an iteration takes about {found['seconds_per_iteration']:.1f} s on this machine as busy as it is")
+        rows.append(
+            f"an iteration takes about {found['seconds_per_iteration']:.1f} s on this machine at its current load"
+        )
     rows.append(
-        f"{model}, {prompt_length} + {config.sampling.max_new_tokens} tokens, {config.rollout_batch} episodes, float32"
+        f"{model}: {prompt_length} + {config.sampling.max_new_tokens} tokens for prompt and answer, "
+        f"{config.rollout_batch} episodes per iteration, float32"
     )
     return "\n".join(rows)

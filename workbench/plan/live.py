@@ -1,4 +1,4 @@
-"""What a computation would hold in memory, found without doing it: its shapes are run, no numbers exist."""
+"""Finds the memory that a computation would need by running it on tensors with shapes but no data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within it: the bytes of all tensors that are alive now, and the most there were. Tensors in `known` (weights) are
-    not counted. To be used around fake tensors (torch's FakeTensorMode), which carry shapes and lifetimes and have no
+    """Counts, inside its context, the bytes of all live tensors (`now`) and their maximum (`peak`). Tensors in `known`
+    (weights) are not counted. Meant for fake tensors (torch's FakeTensorMode), which have shapes and lifetimes but no
     storage."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -24,7 +24,7 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True  # a question about values, such as whether a mask is all True: there are none, so yes
+            return True  # asks for a value, such as whether a mask is all True; fake tensors have none
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):

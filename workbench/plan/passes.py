@@ -1,7 +1,7 @@
-"""The passes over models that one PPO iteration makes, of a recipe's largest shapes: every prompt as long as allowed,
-no answer ends early.
+"""The forward and backward passes of one PPO iteration, with a recipe's largest shapes: every prompt has the maximal
+length, and no answer ends early.
 
-Whoever measures them says how: on fake tensors for memory (prediction.py), for real for time (timing.py).
+A Meter decides how they are measured: on fake tensors for memory (prediction.py), on real ones for time (timing.py).
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from stages.settings import OptimizerConfig
 
 class Meter(Protocol):
     def run(self, name: str, times: float, work: Callable[[], Any]) -> Any:
-        """Do work that an iteration does so many times; add what it takes to the phase of that name."""
+        """Do `work`, which an iteration does `times` times; add its cost to the phase `name`."""
         ...
 
     def prepare(self, work: Callable[[], Any]) -> None:
-        """Do what no iteration does."""
+        """Do `work` without measuring it, since it is not part of an iteration."""
         ...
 
 
 class Models:
-    """Policy and value model with random weights, adapters included. On the "meta" device they are shapes alone.
+    """Policy and value model with random weights, adapters included. On the "meta" device they have only shapes.
 
-    `frozen_layers` is what the recipe's reward model, from which the value model starts, says of them."""
+    `frozen_layers` is that setting of the recipe's reward model, from which the value model starts."""
 
     def __init__(
         self, config: PreTrainedConfig, ppo: PpoConfig, device: torch.device, frozen_layers: int | None = None
@@ -70,17 +70,17 @@ class Models:
             )
 
     def as_reference(self) -> AbstractContextManager[Any]:
-        """Within it, `policy` reads as the reference does: without adapters."""
+        """Return a context in which `policy` computes as the reference model: without adapters."""
         return self._adapters[0].disable_adapter() if self._adapters else nullcontext()
 
 
 def size(model: nn.Module, trained: bool = False) -> int:
-    """Bytes of a model's weights, or of those that are trained."""
+    """Return the bytes of a model's weights, or of the trained ones only."""
     return sum(p.nbytes for p in model.parameters() if p.requires_grad or not trained)
 
 
 def sample(meter: Meter, model: PreTrainedModel, config: PpoConfig, prompt: int) -> int:
-    """The rollout, every answer drawn to its full length; returns the bytes of the full cache."""
+    """Sample the rollout with answers of full length; return the bytes of the full KV cache."""
     rows, length = min(config.sampling.batch_size, config.rollout_batch), max(2, config.sampling.max_new_tokens)
     batches = config.rollout_batch / rows
 
@@ -88,27 +88,27 @@ def sample(meter: Meter, model: PreTrainedModel, config: PpoConfig, prompt: int)
         ids = torch.zeros(rows, tokens, dtype=torch.long, device=model.device)
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         drawn_from = (logits.float() / 0.9).softmax(-1)
-        torch.empty_like(drawn_from)  # multinomial's own draws
+        torch.empty_like(drawn_from)  # the buffer that multinomial allocates
         torch.multinomial(drawn_from, 1)
         return cache
 
     with torch.no_grad():
         meter.run("sampling", batches, lambda: extend(DynamicCache(config=model.config), prompt))
         cache = DynamicCache(config=model.config)
-        meter.prepare(lambda: extend(cache, prompt + length - 2))  # all but the last token that is read
+        meter.prepare(lambda: extend(cache, prompt + length - 2))  # all but the last token that the model reads
         meter.run("sampling", batches * (length - 1), lambda: extend(cache, 1))
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def policy_pass(model: PreTrainedModel, rows: int, prompt: int, response: int) -> Tensor:
-    """As policy.sampling.rollout.response_logprobs, of rows that are all of the same length."""
+    """Compute as policy.sampling.rollout.response_logprobs does, for rows of equal length."""
     ids = torch.zeros(rows, prompt + response, dtype=torch.long, device=model.device)
     hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[:, prompt - 1 : -1].flatten(0, 1)
     return token_logprobs_from_hidden(hidden, output_head(model), ids[:, prompt:].flatten()).logprobs
 
 
 def value_pass(model: PreTrainedModel, rows: int, prompt: int, response: int) -> Tensor:
-    """As reward.scalar_model.response_values."""
+    """Compute as reward.scalar_model.response_values does, for rows of equal length."""
     ids = torch.zeros(rows, prompt + response, dtype=torch.long, device=model.device)
     hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[:, prompt - 1 : -1].flatten(0, 1)
     scalars: Tensor = scalar_head(model)(hidden)
@@ -120,7 +120,7 @@ def body(model: PreTrainedModel) -> nn.Module:
 
 
 def read(meter: Meter, models: Models, config: PpoConfig, prompt: int, with_reward_model: bool) -> None:
-    """Policy, reference, value and reward model on the rollout, without gradients."""
+    """Run policy, reference, value and reward model on the rollout, without gradients."""
     rows, response = min(config.sampling.batch_size, config.rollout_batch), config.sampling.max_new_tokens
     batches = config.rollout_batch / rows
     with torch.no_grad():
@@ -138,13 +138,13 @@ def update(
     prompt: int,
     take_step: Callable[[str, PreTrainedModel, OptimizerConfig], None],
 ) -> None:
-    """An optimiser step's passes, one model after the other; `take_step` is called with each one's phase, the model
-    that has its whole gradient, and its settings, and leaves it without."""
+    """Run the passes of one optimiser step, one model after the other. `take_step` is called with each model's phase,
+    the model with its complete gradient, and the optimiser settings; it clears the gradient."""
     minibatch = config.rollout_batch // config.minibatches
     rows, response = micro_batch(config), config.sampling.max_new_tokens
     steps = config.inner_epochs * config.minibatches
     passes = -(-minibatch // rows)
-    # The first pass makes gradients and the second finds them there; a third would find the same.
+    # The first pass allocates gradients, the second adds to them; a third would cost the same as the second.
     runs = min(2, passes)
     with checkpointed(config.gradient_checkpointing, models.policy, models.value):
         for name, model, forward, settings in (

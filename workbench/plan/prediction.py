@@ -1,8 +1,8 @@
-"""What PPO will hold in memory, by role and by phase, predicted from a model's config.json before anything is loaded.
+"""Predicts PPO's memory by role and by phase from a model's config.json, before any weights are loaded.
 
-The passes that PPO makes (passes.py) are run on fake tensors, by the functions that PPO itself uses. So adapters,
-gradient checkpointing, chunks of logits and whatever else a layer keeps are counted as they will be; in float32, with
-the CPU's attention kernels.
+PPO's passes (passes.py) run on fake tensors, through the functions that PPO itself uses. So adapters, gradient
+checkpointing, chunks of logits and all that a layer saves are counted as in PPO. The prediction is for float32 and the
+CPU's attention kernels.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from stages.ppo.settings import PpoConfig
 from workbench.plan.live import LiveMemory
 from workbench.plan.passes import Models, read, sample, size, update
 
-CHUNK = 1024  # rows of logits that token_logprobs_from_hidden holds at once
+CHUNK = 1024  # rows of logits that token_logprobs_from_hidden computes at a time
 
 
 @dataclass(frozen=True)
 class RoleMemory:
-    """Bytes that are there from an iteration to the next; gradients, from a backward pass to its optimiser step."""
+    """Bytes that a role takes throughout; its gradients exist only from a backward pass to the optimiser step."""
 
     name: str
     weights: int
     gradients: int
     optimizer: int
-    on_disk: bool = False  # but for the time in which it is read
+    on_disk: bool = False  # the weights are in memory only while they are used
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     roles: tuple[RoleMemory, ...]
-    phases: dict[str, int]  # name -> bytes at most beside what is held, gradients that are there by then included
+    phases: dict[str, int]  # name -> peak bytes in addition to `held`, gradients included
     kv_cache: int  # bytes, part of sampling
-    logits: int  # bytes of one tensor of a chunk of logits in the update
+    logits: int  # bytes of one chunk of logits in the update
 
     @property
     def held(self) -> int:
@@ -50,7 +50,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """The most bytes of tensors at any time."""
+        """Peak bytes of all tensors together."""
         return self.held + max(self.phases.values())
 
 
@@ -61,8 +61,8 @@ def predict(
     with_reward_model: bool = True,
     frozen_layers: int | None = None,
 ) -> MemoryPlan:
-    """The plan of one PPO iteration with this model in every role and prompts of so many tokens; reward and value model
-    are cut where the recipe's reward model has `frozen_layers`."""
+    """Predict one PPO iteration with this model in every role and prompts of `prompt_length` tokens. With
+    `frozen_layers`, reward and value model have that many layers and one more, as the recipe's reward model does."""
     models = Models(load_config(model), config, torch.device("meta"), frozen_layers)
     roles = role_memory(models, config, with_reward_model)
     with FakeTensorMode():
@@ -70,7 +70,7 @@ def predict(
         kv_cache = sample(meter, models.policy, config, prompt_length)
         read(meter, models, config, prompt_length, with_reward_model)
         update(meter, models, config, prompt_length, lambda _, model, __: model.zero_grad())
-    # One is read after the other.
+    # They are used one after the other.
     meter.phases["reading"] += max((role.weights for role in roles if role.on_disk), default=0)
     rows_of_logits = min(CHUNK, micro_batch(config) * config.sampling.max_new_tokens)
     logits = 4 * rows_of_logits * models.policy.config.vocab_size
@@ -78,7 +78,7 @@ def predict(
 
 
 def imagine(models: Models) -> list[Tensor]:
-    """Within FakeTensorMode: put a fake tensor in place of every weight; returns them."""
+    """Replace every weight by a fake tensor (call this in FakeTensorMode) and return the fake tensors."""
     made: dict[int, Tensor] = {}  # tied weights stay tied
     for module in (*models.policy.modules(), *models.value.modules()):
         for name, weight in module._parameters.items():
@@ -92,9 +92,9 @@ def imagine(models: Models) -> list[Tensor]:
 
 
 def role_memory(models: Models, config: PpoConfig, with_reward_model: bool) -> tuple[RoleMemory, ...]:
-    """Adam keeps two numbers for each that is trained. An average of the weights (`ema_decay`) counts as optimiser."""
+    """Return each role's bytes: Adam has two values per trained weight; `ema_decay` adds one, counted as optimiser."""
     policy, value = size(models.policy, trained=True), size(models.value, trained=True)
-    # A weight that several roles share is counted where it is listed first; a reward adapter is as large as the value
+    # A weight that several roles share is counted only in the first of them. A reward adapter is as large as the value
     # model's.
     own = size(models.value) - models.bare_value
     reference = models.bare_policy if config.lora is None else 0
@@ -111,7 +111,7 @@ def role_memory(models: Models, config: PpoConfig, with_reward_model: bool) -> t
 
 
 class MemoryMeter:
-    """Runs parts of an iteration on fake tensors and keeps the most that each phase holds."""
+    """Runs parts of an iteration on fake tensors and records each phase's peak memory."""
 
     def __init__(self, known: list[Tensor]) -> None:
         self.live = LiveMemory(known)

@@ -1,4 +1,4 @@
-"""What a process holds beside PPO's tensors: Python, its libraries, and the holes in the C library's heap."""
+"""Estimates the memory of a process besides PPO's tensors: Python, its libraries, and heap fragmentation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from stages.ppo.settings import PpoConfig
 from workbench.plan.passes import Models, policy_pass, value_pass
 from workbench.plan.prediction import MemoryPlan
 
-KEPT = 0.4  # .32 and .45 with SmolLM2-135M, 16 and 8 episodes a pass
+KEPT = 0.4  # measured: .32 and .45 with SmolLM2-135M, 16 and 8 episodes per pass
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """Return this process's peak memory so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def process_bytes(config: PpoConfig) -> int:
-    """Python and its libraries as PPO needs them: found after it has updated a model of no size, since much is loaded
-    and set aside at first use."""
+    """Measure the bytes that Python and its libraries take in PPO. A tiny model is updated first, since libraries load
+    code and reserve memory at first use."""
     shape = LlamaConfig(
         vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2
     )
@@ -40,9 +40,9 @@ def process_bytes(config: PpoConfig) -> int:
 
 
 def heap_holes(config: PpoConfig, plan: MemoryPlan) -> int:
-    """On a CPU, room freed amid what lives. Without adapters it is kept, and `KEPT` of what a phase works with is
-    what was measured. With them it is given back before a pass from `WORTH_IT` bytes on, so there is between nothing
-    and that; half of it is taken, where so much is freed at all."""
+    """Estimate heap fragmentation on a CPU in bytes. Without adapters the process keeps freed memory: `KEPT` of the
+    largest phase's working memory, as measured. With adapters freed memory is returned before a pass once it exceeds
+    `WORTH_IT` bytes, so the estimate is half of that, or half of the largest phase's working memory if less."""
     working = max(plan.phases.values())
     if choose_device(config.device).type != "cpu":
         return 0

@@ -1,4 +1,4 @@
-"""How long an iteration of PPO will take here: each of its passes made a few times, for real, on random weights."""
+"""Predicts the time of a PPO iteration on this machine by timing each of its passes on random weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.ppo.settings import PpoConfig
 from stages.settings import OptimizerConfig
 from workbench.plan.passes import Models, read, sample, update
 
-TRIES, ENOUGH = 15, 1.5  # of a pass at most, and seconds after which it is tried no more
+TRIES, ENOUGH = 15, 1.5  # per pass: largest number of tries, and seconds after which no further try starts
 
 
 class Clock:
@@ -33,7 +33,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def run(self, name: str, times: float, work: Callable[[], Any]) -> Any:
-        result = work()  # the first time is longer: kernels are chosen, memory is new
+        result = work()  # warm-up: the first call selects kernels and allocates memory
         taken: list[float] = []
         while len(taken) < TRIES and sum(taken) < ENOUGH:
             taken.append(self._time(work))
@@ -63,10 +63,10 @@ def predict_seconds(
     with_reward_model: bool = True,
     frozen_layers: int | None = None,
 ) -> dict[str, float]:
-    """Seconds of each phase of an iteration, with this model in every role. Needs the memory of one policy and one
-    value model in training.
+    """Return the seconds of each phase of an iteration, with this model in every role. Needs the memory for training
+    one policy and one value model.
 
-    Raises ConfigError where that is not there.
+    Raises ConfigError if the memory is too small.
     """
     device = choose_device(config.device)
     hold_freed_memory(config, device)
@@ -79,13 +79,13 @@ def predict_seconds(
     except RuntimeError as error:
         if not ran_out_of_memory(error):
             raise
-        cure = "give --no-time, or plan it where it will run"
-        raise ConfigError(f"plan: PPO's passes do not fit into the memory of '{device}'; {cure}") from error
+        cure = "give --no-time, or run triptych plan on the machine that will run PPO"
+        raise ConfigError(f"plan: PPO's passes do not fit into the memory of device '{device}'; {cure}") from error
     return clock.seconds
 
 
 def take_step(clock: Clock, config: PpoConfig, phase: str, model: PreTrainedModel, settings: OptimizerConfig) -> None:
-    """An optimiser's, on the gradient that is there."""
+    """Time an optimiser step on the model's present gradient, then clear the gradient."""
     optimizer, _ = make_optimizer(model.parameters(), settings, config.iterations)
 
     def step() -> None:

@@ -1,1 +1,1 @@
-"""`triptych replay`: a recorded PPO iteration repeated bit for bit."""
+"""`triptych replay`: repeat a recorded PPO iteration exactly."""

@@ -1,8 +1,8 @@
-"""`triptych replay RUN_DIR --step N`: an iteration of PPO once more from its record, bit for bit, token by token.
+"""`triptych replay RUN_DIR --step N`: repeat a recorded PPO iteration bit for bit and show its tokens' numbers.
 
-A recorded update needs no sampling and no reward, so the weights of iteration N come back by repeating the updates
-before it, from the stage's parents or from the nearest snapshot. Each repeated iteration is compared with what the run
-measured; the first number that differs ends the replay, with exit code 1.
+The run saved the inputs of each update, so replay samples and scores nothing: it repeats the updates up to iteration N,
+from the SFT and reward models or from the nearest snapshot. It compares each repeated iteration with the numbers that
+the run recorded, and stops with exit code 1 at the first difference.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ NO_NUMBERS: dict[str, float] = {}
 
 
 def command(words: Sequence[str]) -> None:
-    """`triptych replay RUN_DIR --step N`. Exit code 1 where a loss differs."""
+    """Run `triptych replay RUN_DIR --step N`. The exit code is 1 if a number differs."""
     parser = argparse.ArgumentParser(prog="triptych replay", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a PPO stage's run directory, such as out/runs/KEY")
-    parser.add_argument("--step", type=int, required=True, metavar="N", help="iteration, counted from 1")
-    parser.add_argument("--episodes", type=int, default=3, metavar="N", help="show so many (default: 3; 0: none)")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory of a PPO stage, such as out/runs/KEY")
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="iteration to repeat, counted from 1")
+    parser.add_argument("--episodes", type=int, default=3, metavar="N", help="show N episodes (default: 3; 0: none)")
     parser.add_argument(
         "--pick",
         choices=("first", "best", "worst", "kl"),
         default="first",
-        help="which: in order, by score, or by KL (default: first); of a stopped iteration the minibatch at fault",
+        help="order of episodes: as sampled, by score, or by KL (default: first); those that stopped the run are first",
     )
-    parser.add_argument("--show-only", action="store_true", help="compute nothing, show the record alone")
+    parser.add_argument("--show-only", action="store_true", help="only show the recorded numbers; repeat nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args(words)
     if options.step < 1 or options.episodes < 0:
-        raise ConfigError(f"--step is {options.step}, --episodes {options.episodes}; they count from 1 and from 0")
+        raise ConfigError(f"--step is {options.step} and --episodes {options.episodes}; give at least 1 and 0")
     run = read_run(options.run)
 
-    import torch  # the mistakes above are told at once
+    import torch  # imported late, so that the errors above appear without delay
 
     from pipeline.runner import quiet_libraries
     from policy.language_model import load_tokenizer
@@ -65,33 +65,33 @@ def command(words: Sequence[str]) -> None:
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """What the run left about itself. Raises ConfigError for a directory that is none of PPO's."""
+    """Read the run's description, run.json. Raises ConfigError if the directory is not of a PPO stage."""
     path = directory / "rollouts" / "run.json"
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__}); give a PPO stage's run directory: out/runs/KEY, with the "
-            "key from `triptych log RECIPE/ppo`, or from the line a stopped run ends with"
+            "key from `triptych log RECIPE/ppo` or from the error message of a stopped run"
         ) from error
     return run
 
 
 def find_parents(directory: Path, parents: Mapping[str, str]) -> dict[str, Path]:
-    """The checkpoints the stage read, where they were, or in the store of the root that the run directory lies in."""
+    """Return the stage's parent checkpoints: at their recorded paths, or in the store of the run's root."""
     found = {}
     for role, named in parents.items():
         path = Path(named)
         stores = (folder / "store" / "checkpoints" / path.name for folder in directory.absolute().parents)
         place = next((each for each in (path, *stores) if each.is_dir()), None)
         if place is None:
-            raise ConfigError(f"the run's {role} checkpoint {path} is gone; put it back, or run its stage again")
+            raise ConfigError(f"the run's {role} checkpoint {path} is missing; restore it, or run its stage again")
         found[role] = place
     return found
 
 
 def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path], step: int) -> Replay:
-    """Repeat the updates up to that of iteration `step`, or up to the first number that differs."""
+    """Repeat the updates up to iteration `step`, or up to the first number that differs."""
     import torch
     from tqdm import tqdm
 
@@ -105,8 +105,8 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
     config = read_config(run["config"])
     device = torch.device(run["device"])
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("the run was on a GPU and torch sees none here; bits come back on the same machine alone")
-    torch.set_num_threads(run["threads"])  # sums are cut into as many parts
+        raise ConfigError("the run was on a GPU, but torch finds none here; replay it on the machine that ran it")
+    torch.set_num_threads(run["threads"])  # the order of additions depends on it
     learner = begin(config, parents, run["seed"], device)
     began_after = max((i for i in range(1, step) if snapshot_path(directory, i).is_file()), default=0)
     if began_after:
@@ -116,7 +116,7 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
     compared, metrics = 0, {}
     for iteration in tqdm(range(began_after + 1, step + 1), desc="replay", unit="iteration", file=sys.stderr):
         record = read_record(record_path(directory, iteration), device)
-        learner.fits.update.rows = record.rows_at_once  # sums are cut into as many parts
+        learner.fits.update.rows = record.rows_at_once  # the order of additions depends on it
         steps: Steps = []
         text = iter(record.text) if config.mixes_text else None
         stopped = ""
@@ -127,7 +127,7 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
             )
         except ModelError as error:
             stopped, metrics = str(error), {}
-        except StopIteration:  # the run stopped before it drew any more
+        except StopIteration:  # the run stopped before it used more orders or text
             metrics = {}
         pairs = [
             *(
@@ -150,19 +150,19 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
 def by_name(
     recorded: Mapping[str, float], replayed: Mapping[str, float]
 ) -> Iterator[tuple[str, float | None, float | None]]:
-    """(name, recorded, replayed) of all that is replayed, or of all that is recorded where nothing is."""
+    """Yield (name, recorded, replayed) for all replayed numbers, or for all recorded ones if none were replayed."""
     for name in replayed or recorded:
         yield name, recorded.get(name), replayed.get(name)
 
 
 def same(one: Number, other: Number) -> bool:
-    """Equal bit for bit; NaN equals itself (the explained variance, where all returns are one number)."""
+    """Whether two numbers are equal bit for bit. NaN equals NaN (explained variance if all returns are equal)."""
     both_nan = isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other)
     return one == other or both_nan
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Step -> its numbers. What is not finite stands there as a text; a line that a kill cut short is left out."""
+    """Return step -> its metrics. Non-finite numbers are strings in the file; an incomplete line is skipped."""
     found: dict[int, dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []:
         if line.endswith("\n"):
@@ -172,7 +172,7 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 
 def read_config(values: Mapping[str, Any]) -> Any:
-    """The PpoConfig that `plain` took apart."""
+    """Rebuild the PpoConfig that `plain` turned into a mapping."""
     from jsonargparse import ArgumentParser
 
     from stages.ppo.settings import PpoConfig
@@ -183,7 +183,7 @@ def read_config(values: Mapping[str, Any]) -> Any:
 
 
 def changed_libraries(recorded: Mapping[str, str]) -> list[str]:
-    """Libraries that are not of the run's version any more: a reason for other bits."""
+    """List the libraries whose version differs from the run's, which can change results."""
     from checkpoint_store.manifest import library_versions
 
     now = library_versions()

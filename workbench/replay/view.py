@@ -1,4 +1,4 @@
-"""A replayed iteration for people, on the terminal, and for programs, as one JSON object."""
+"""Shows a replayed iteration on the terminal, or returns it as one JSON object."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from transformers import PreTrainedTokenizerBase
 from stages.ppo.record import Record
 from workbench.inspect.view import visible
 
-Number = float | str | None  # a text says why an iteration stopped; None: there is no such number
+Number = float | str | None  # str: why an iteration stopped; None: the number is missing
 COLUMNS = ("reward", "kl", "value", "advantage", "logprob")
 
 
 class Difference(NamedTuple):
-    """The first number that did not come back."""
+    """The first number that differs from the recorded one."""
 
     iteration: int
-    minibatch: int | None  # None: a number of the whole iteration, in metrics.jsonl
+    minibatch: int | None  # None: a number of the whole iteration, from metrics.jsonl
     name: str
     recorded: Number
     replayed: Number
 
 
 class Replay(NamedTuple):
-    began_after: int  # the iteration whose snapshot it began at; 0: the parents
-    compared: int  # numbers found equal
+    began_after: int  # iteration whose snapshot the replay started from; 0: the parent checkpoints
+    compared: int  # count of equal numbers
     difference: Difference | None
-    metrics: dict[str, float]  # of the last iteration that was repeated; {} where that stopped
+    metrics: dict[str, float]  # of the last repeated iteration; {} if it stopped
 
 
 def episodes_of(record: Record, tokenizer: PreTrainedTokenizerBase, pick: str, n: int) -> list[dict[str, Any]]:
-    """The first `n` as picked. A token's reward is what PPO credits it with before any whitening: minus its KL
-    penalty, and at the last real token plus the score."""
+    """Return the first `n` episodes in the order of `pick`. A token's reward is that of PPO before any whitening: minus
+    its KL penalty, plus the score at the last real token."""
     experience = record.experience
     rollout = experience.rollout
     rewards = -record.kl_coef * experience.kl
@@ -65,7 +65,7 @@ def episodes_of(record: Record, tokenizer: PreTrainedTokenizerBase, pick: str, n
 
 
 def picked(record: Record, pick: str) -> list[int]:
-    """All episodes, those of the minibatch at fault first, then as asked."""
+    """Return all episodes in the order of `pick`, those of the minibatch that stopped the run first."""
     by: dict[str, Tensor] = {
         "best": -record.experience.scores,
         "worst": record.experience.scores,
@@ -83,7 +83,7 @@ def print_replay(
     changed: Sequence[str],
     episodes: Sequence[dict[str, Any]],
 ) -> None:
-    """Losses with the comparison's outcome last, then the episodes."""
+    """Print the metrics, the result of the comparison, and the episodes."""
     console = Console()
     title = f"{options.run}, iteration {options.step}: {len(record.experience.scores)} episodes"
     console.print(Text(f"{title}, {len(record.steps)} minibatches, KL coefficient {record.kl_coef:g}", "bold"))
@@ -98,7 +98,7 @@ def print_replay(
             Text(outcome(found, options.step), "green" if found.difference is None else "red"), soft_wrap=True
         )
         if found.difference is not None and changed:
-            console.print(f"other versions than the run's: {', '.join(changed)}", soft_wrap=True, markup=False)
+            console.print(f"library versions changed since the run: {', '.join(changed)}", soft_wrap=True, markup=False)
     for episode in episodes:
         print_episode(console, episode)
 
@@ -106,14 +106,14 @@ def print_replay(
 def outcome(found: Replay, step: int) -> str:
     start = f"the snapshot of iteration {found.began_after}" if found.began_after else "the parent checkpoints"
     if found.difference is None:
-        return f"from {start} to iteration {step}: all {found.compared} recorded numbers equal bit for bit"
+        return f"from {start} to iteration {step}: all {found.compared} recorded numbers are equal bit for bit"
     different = found.difference
     place = f"iteration {different.iteration}"
     if different.minibatch is not None:
         place += f", minibatch {different.minibatch}"
     return (
-        f"from {start}: {found.compared} numbers equal, then {place}: {different.name} was {different.recorded!r} and "
-        f"is now {different.replayed!r}"
+        f"from {start}: {found.compared} numbers are equal; first difference in {place}: {different.name} was "
+        f"{different.recorded!r} and is now {different.replayed!r}"
     )
 
 
@@ -135,7 +135,7 @@ def print_episode(console: Console, episode: dict[str, Any]) -> None:
 
 
 def colour(name: str, value: float) -> str:
-    """Green and red for what a token is credited with, which the update makes more and less likely."""
+    """Return green for a positive reward or advantage and red for a negative one, else no colour."""
     if name not in ("reward", "advantage") or value == 0:
         return ""
     return "green" if value > 0 else "red"
@@ -148,7 +148,7 @@ def as_json(
     changed: Sequence[str],
     episodes: Sequence[dict[str, Any]],
 ) -> Any:
-    """Ready for JSON; numbers that are not finite as texts. `equal` is null where nothing was computed."""
+    """Return values ready for JSON; non-finite numbers become strings. `equal` is null if nothing was repeated."""
     difference = found.difference if found else None
     return finite(
         {

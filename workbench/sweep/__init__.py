@@ -1,1 +1,1 @@
-"""`triptych sweep`: one recipe over a grid of settings."""
+"""`triptych sweep`: compare a stage under several settings."""

@@ -1,9 +1,9 @@
-"""`triptych sweep RECIPE --over KEY=V1,V2`: the same pipeline under several settings, and one table of what they gave.
+"""`triptych sweep RECIPE --over KEY=V1,V2`: run a pipeline under several settings and compare the results in one table.
 
-Each cell of the grid is an ordinary pipeline in the same store, up to the stage that is compared: what is published is
-not done again, stages that cells share are done once, and a cell that fails leaves the others alone.
+Each cell of the grid is an ordinary pipeline in the same store, up to the stage that is compared. Published stages are
+not run again, stages that cells share run once, and if a cell fails, the others still run.
 
-ROOT/sweeps/NAME/summary.json, table.md
+Writes ROOT/sweeps/NAME/summary.json and table.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workbench.sweep.report import Result, flat_numbers, print_sweep, print_swee
 if TYPE_CHECKING:
     from checkpoint_store import Manifest
 
-LONGEST_WORD = 32  # characters of a cell's values in its name, which wandb limits
+LONGEST_WORD = 32  # characters for a cell's values in its name, since wandb limits a name's length
 
 
 class Cell(NamedTuple):
@@ -50,22 +50,22 @@ class Cell(NamedTuple):
 
 
 def command(words: Sequence[str]) -> None:
-    """`triptych sweep ...`; raises ConfigError after the table if a cell failed."""
+    """Run `triptych sweep ...`. Raises ConfigError after printing the table if a cell failed."""
     parser = argparse.ArgumentParser(prog="triptych sweep", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe to run under several settings")
     parser.add_argument(
         "--over",
         action="append",
         required=True,
         metavar="KEY=V1,V2",
-        help="a setting of the recipe and its values, such as sft.template=alpaca,plain; several make a grid",
+        help="setting and its values, such as sft.template=alpaca,plain; repeat the option for a grid",
     )
     parser.add_argument("--seeds", metavar="N,N", help="run each setting with these seeds (default: the recipe's)")
-    parser.add_argument("--stage", default="sft", help="run up to this stage and compare what it gives (default: sft)")
-    parser.add_argument("--name", help="of the sweep (default: RECIPE-KEY); also its group in W&B")
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="as in triptych run")
-    parser.add_argument("--root", type=Path, default=Path("out"), help="where everything is kept (default: out)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    parser.add_argument("--stage", default="sft", help="run up to this stage and compare its results (default: sft)")
+    parser.add_argument("--name", help="name of the sweep and of its W&B group (default: RECIPE-KEY)")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="read FILE for data set NAME")
+    parser.add_argument("--root", type=Path, default=Path("out"), help="directory for all results (default: out)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     options, overrides = parser.parse_known_args(words)
 
     stage = options.stage.replace("-", "_")
@@ -77,9 +77,7 @@ def command(words: Sequence[str]) -> None:
     if len(copies) < len(options.data):
         raise ConfigError("--data must be NAME=FILE, each name once, such as Anthropic/hh-rlhf=hh.jsonl.gz")
     if options.name is not None and options.name != word(options.name):
-        raise ConfigError(
-            f"--name is '{options.name}'; it names a folder: write it with letters, digits, '.', '_' and '-'"
-        )
+        raise ConfigError(f"--name is '{options.name}'; it names a folder: use only letters, digits, '.', '_' and '-'")
     recipes = load_recipes(options.recipe, overrides, copies, grid, seeds)
     base = recipes[0][1].name
     name = options.name or word("-".join([base, *(key.rpartition(".")[2] for key in grid)]))
@@ -98,7 +96,7 @@ def command(words: Sequence[str]) -> None:
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
-    """["sft.template=alpaca,plain", ...] as key -> values. Commas inside [...] and {...} belong to a value."""
+    """Parse ["sft.template=alpaca,plain", ...] to key -> values. Commas inside [...] and {...} belong to a value."""
     grid: dict[str, list[str]] = {}
     for text in texts:
         key, _, values = text.removeprefix("--").partition("=")
@@ -112,7 +110,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def parse_seeds(text: str | None) -> list[int | None]:
-    """[None] stands for the recipe's own seed."""
+    """Parse "0,1,2"; [None] means the recipe's own seed."""
     if text is None:
         return [None]
     seeds = [part.strip() for part in text.split(",")]
@@ -133,7 +131,7 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 def word(text: str) -> str:
-    """The text as part of a name: what else it holds becomes '-'."""
+    """Make a text usable in a name: characters that are not allowed become '-'."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "sweep"
 
 
@@ -144,7 +142,7 @@ def load_recipes(
     grid: Mapping[str, Sequence[str]],
     seeds: Sequence[int | None],
 ) -> list[tuple[dict[str, str], Recipe]]:
-    """(setting, the recipe with it) for all, seeds of a setting side by side."""
+    """Return (settings, the recipe with them) for every setting and seed; the seeds of a setting are adjacent."""
     recipes = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
@@ -158,7 +156,7 @@ def load_recipes(
 def plan_cells(
     recipes: Sequence[tuple[Mapping[str, str], Recipe]], stage: str, name: str, store: CheckpointStore
 ) -> list[Cell]:
-    """Raises what a mistake in any of them raises: nothing has run yet."""
+    """Plan every cell before any runs, so that a mistake in one is raised early."""
     cells: list[Cell] = []
     names: set[str] = set()
     for settings, recipe in recipes:
@@ -171,17 +169,17 @@ def plan_cells(
         plans = plan_pipeline(recipe, store)
         stages = [plan.stage for plan in plans]
         if stage not in stages:
-            raise ConfigError(f"this pipeline has no stage '{stage}'; it has: {', '.join(stages)}")
+            raise ConfigError(f"this recipe has no stage '{stage}'; set --stage to one of: {', '.join(stages)}")
         cells.append(Cell(settings, recipe, tuple(plans[: stages.index(stage) + 1])))
     return cells
 
 
 def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Path) -> list[str | None]:
-    """Do what is not published, one cell after the other; returns what went wrong in each, None where nothing did."""
+    """Run the unpublished stages, cell by cell; return each cell's error message, or None if it succeeded."""
     from policy import ModelError
 
     errors: list[str | None] = []
-    failed: dict[str, str] = {}  # key of a stage -> what went wrong in it: another cell's is not tried again
+    failed: dict[str, str] = {}  # stage key -> error; a stage that failed in one cell is not run again in another
     for number, cell in enumerate(cells, start=1):
         missing = [plan for plan in cell.plans if not store.exists(plan.key)]
         error = next((failed[plan.key] for plan in missing if plan.key in failed), None)
@@ -192,7 +190,7 @@ def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Path) -> list
                 run_stages(cell.recipe, cell.plans, {plan.stage for plan in missing}, store, root)
             except (ConfigError, DataError, ModelError, StoreError) as problem:
                 error = " ".join(str(problem).split())
-            except Exception as problem:  # a bug, or no memory left: the others may do
+            except Exception as problem:  # a bug, or out of memory: other cells may still succeed
                 traceback.print_exc()
                 error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             if error is not None:
@@ -201,7 +199,7 @@ def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Path) -> list
         if error is not None:
             print(f"({number}/{len(cells)}) failed: {error}", file=sys.stderr, flush=True)
         errors.append(error)
-        gc.collect()  # a trainer and its model hold each other
+        gc.collect()  # a trainer and its model refer to each other
     return errors
 
 

@@ -1,4 +1,4 @@
-"""The table of a sweep: a setting a row, mean and spread over seeds, the best marked by a number that is fair."""
+"""Makes a sweep's table: one row per setting, mean and spread over seeds, best row by a comparable metric."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from stages.statistics import mean_with_standard_error
 
 
 class Result(NamedTuple):
-    """What one setting with one seed gave."""
+    """The result of one setting with one seed."""
 
     settings: Mapping[str, str]
     seed: int
-    key: str  # of the compared stage's checkpoint
+    key: str  # key of the compared stage's checkpoint
     error: str | None
     metrics: Mapping[str, float]  # of the compared stage
     losses: Mapping[str, RowLoss]  # of the SFT stage, by demonstration
@@ -34,12 +34,12 @@ class Result(NamedTuple):
 class Column(NamedTuple):
     metric: str
     title: str
-    better: int = 0  # 1: more is, -1: less is, 0: says nothing by itself
-    is_reward: bool = False  # settings with rewards of their own cannot be compared by it
+    better: int = 0  # 1: higher is better, -1: lower is better, 0: neither
+    is_reward: bool = False  # comparable only between settings with the same reward
     digits: int = 3
 
 
-# stage -> what is shown; the best row is that of the first column there is that says what is better
+# stage -> columns; the first column present with a direction (`better`) decides which row is best
 COLUMNS = {
     "sft": (
         Column("bits_per_byte", "bits per byte", -1),
@@ -63,7 +63,7 @@ COLUMNS = {
     ),
     "evaluate": (
         Column("models.ppo.gold_mean", "gold score", 1),
-        Column("models.sft.gold_mean", "gold of SFT"),
+        Column("models.sft.gold_mean", "SFT gold score"),
         Column("models.ppo.win_rate", "win rate over SFT"),
         Column("models.ppo.reward_mean", "reward", 1, is_reward=True),
         Column("models.ppo.kl", "KL (nats)"),
@@ -71,11 +71,11 @@ COLUMNS = {
     ),
 }
 SECONDS = Column("seconds", "seconds", digits=0)
-WIDE = 200  # characters of a table that goes to a file
+WIDE = 200  # characters of a table's width if it is not printed to a terminal
 
 
 def flat_numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"models": {"ppo": {"kl": 1}}} -> {"models.ppo.kl": 1.0}; what is no number is left out."""
+    """{"models": {"ppo": {"kl": 1}}} -> {"models.ppo.kl": 1.0}; other values are left out."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
@@ -86,7 +86,7 @@ def flat_numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def summarise_sweep(stage: str, results: Sequence[Result]) -> dict[str, Any]:
-    """What summary.json holds: a row for each setting, which is best by which metric, and remarks on the comparison."""
+    """Return the content of summary.json: one row per setting, the best row and the metric for it, and remarks."""
     remarks: list[str] = []
     results = on_common_rows(stage, results, remarks)
     settings = [dict(pairs) for pairs in dict.fromkeys(tuple(result.settings.items()) for result in results)]
@@ -106,20 +106,20 @@ def summarise_sweep(stage: str, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean over seeds and sample standard deviation, None for a single seed."""
+    """Return mean and sample standard deviation over seeds; the deviation is None for a single seed."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "deviation": deviation, "n": len(values)}
 
 
 def on_common_rows(stage: str, results: Sequence[Result], remarks: list[str]) -> list[Result]:
-    """For SFT: each result's losses cut down to the demonstrations that all settings of its seed were measured on, with
-    `bits_per_byte` over them and their number, `rows`, among its metrics."""
+    """For SFT: keep only the losses of demonstrations that all settings of a seed were measured on. Adds
+    `bits_per_byte` over them and their number, `rows`, to each result's metrics."""
     if stage != "sft":
         return list(results)
     done = [result for result in results if result.error is None]
     if not all(result.losses for result in done):
         remarks.append(
-            "Not every run has a loss by row (sft.held_out is 0, or an encoder-decoder): nothing is compared."
+            "Nothing is compared: some runs have no loss per row (sft.held_out is 0, or an encoder-decoder)."
         )
         return list(results)
     found = []
@@ -135,8 +135,8 @@ def on_common_rows(stage: str, results: Sequence[Result], remarks: list[str]) ->
         found.append(result)
     if any(len(before.losses) > len(after.losses) for before, after in zip(results, found, strict=True)):
         remarks.append(
-            "Held-out rows that some setting drops (too long, or other data) are left out of bits per byte, not of nats"
-            " per token. The training rows differ as well: raise sft.max_length until nothing is too long."
+            "Held-out rows that a setting drops (too long, or other data) are left out of bits per byte, but not of "
+            "nats per token. The training rows differ as well: raise sft.max_length until no row is too long."
         )
     return found
 
@@ -144,14 +144,14 @@ def on_common_rows(stage: str, results: Sequence[Result], remarks: list[str]) ->
 def find_best(
     stage: str, groups: Sequence[Sequence[Result]], rows: Sequence[Mapping[str, Any]], remarks: list[str]
 ) -> tuple[str | None, int | None]:
-    """-> (the metric that decides, the index of the best row); a row with a failed run is not the best."""
+    """Return (the deciding metric, the index of the best row). A row with a failed run is never the best."""
     whole = [i for i, group in enumerate(groups) if all(result.error is None for result in group)]
     for column in COLUMNS[stage]:
         if not column.better or not whole or not all(column.metric in rows[i]["metrics"] for i in whole):
             continue
         if column.is_reward and not same_rewards(groups):
             remarks.append(
-                f"Settings have reward models or weights of their own: their {column.title}s do not compare."
+                f"Settings differ in their reward models or weights, so their {column.title}s do not compare."
             )
             continue
         return column.metric, max(whole, key=lambda i: column.better * rows[i]["metrics"][column.metric]["mean"])
@@ -164,8 +164,8 @@ def same_rewards(groups: Sequence[Sequence[Result]]) -> bool:
 
 
 def above_best(group: Sequence[Result], best: Sequence[Result]) -> dict[str, float | None] | None:
-    """Bits per byte above the best setting's, paired by seed. The standard error is that over seeds, or with one seed
-    that over demonstrations, which says nothing of what another seed would give."""
+    """Return the bits per byte above the best setting's, paired by seed. The standard error is over seeds; with only
+    one seed it is over demonstrations and does not include the variation between seeds."""
     others = {result.seed: result for result in best}
     pairs = [(r.losses, others[r.seed].losses) for r in group if r.error is None and r.seed in others]
     differences = [compare_losses(losses, best_losses) for losses, best_losses in pairs if losses]
@@ -179,7 +179,7 @@ def above_best(group: Sequence[Result], best: Sequence[Result]) -> dict[str, flo
 
 
 def table_of(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table, as text."""
+    """Return the table's header and cells as text."""
     rows = summary["rows"]
     keys = list(rows[0]["settings"])
     short = [key.rpartition(".")[2] for key in keys]
@@ -223,23 +223,23 @@ def difference_text(value: Mapping[str, float | None] | None) -> str:
 
 
 def legend(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of the numbers."""
+    """Return the sentences that explain the table's numbers."""
     n_seeds = max(len(row["runs"]) for row in summary["rows"])
     lines = [f"Mean ± standard deviation over {n_seeds} seeds."] if n_seeds > 1 else ["One seed."]
     if summary["decided_by"]:
-        lines[0] += " * is the best."
+        lines[0] += " * marks the best."
     if any(row.get("above_best") for row in summary["rows"]):
         unit = "seeds" if n_seeds > 1 else "demonstrations, not over seeds"
         lines.append(
-            "Bits per byte: code length of held-out answers with their end, over the UTF-8 bytes of their text, on the "
-            "rows that all settings have; nats per token compare only where the tokens are the same."
-            f" Above the best: paired, ± standard error over {unit}."
+            "Bits per byte: code length of the held-out answers and their end, divided by their UTF-8 bytes, on rows "
+            "that all settings share. Nats per token are comparable only if the tokens are the same. "
+            f"Above the best: paired difference from the best setting, ± standard error over {unit}."
         )
     return lines + list(summary["remarks"])
 
 
 def write_sweep(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """summary.json and table.md, each replaced whole."""
+    """Write summary.json and table.md; each is replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     header, cells = table_of(summary)
     lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in line] for line in cells)]
@@ -267,7 +267,7 @@ def print_sweep(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def print_sweep_plan(name: str, stage: str, cells: Sequence[tuple[str, Sequence[StagePlan]]]) -> None:
-    """What each cell would run; a stage that an earlier cell runs is shared."""
+    """Print what each cell would run; "shared" is a stage that an earlier cell runs."""
     table = Table(title=f"{name}: dry run up to {stage}", title_justify="left")
     table.add_column("run", overflow="fold")
     for plan in cells[0][1]:

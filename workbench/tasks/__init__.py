@@ -1,1 +1,1 @@
-"""`triptych evaluate-tasks`: zero- and few-shot evaluation on held-out tasks."""
+"""`triptych evaluate-tasks`: compare models on held-out tasks."""

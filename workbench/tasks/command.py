@@ -1,4 +1,4 @@
-"""The command line of `triptych evaluate-tasks`."""
+"""`triptych evaluate-tasks`: compare models on tasks; reads the options and prints the report."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SETTINGS = {field.name for field in fields(TaskEvaluation)} - {"models", "tasks"
 
 
 def command(words: Sequence[str]) -> None:
-    """`triptych evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...`"""
+    """Run `triptych evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...`."""
     options = parser().parse_args(words)
     from pipeline.runner import quiet_libraries
     from workbench.tasks.report import as_json, print_report
 
     for path in filter(None, (options.json, options.samples)):
-        if not path.parent.is_dir():  # after the work would be too late
-            raise ConfigError(f"there is no folder {path.parent} to write {path.name} into; make it")
+        if not path.parent.is_dir():  # checked now, not after hours of evaluation
+            raise ConfigError(f"{path}: cannot be written, as there is no folder {path.parent}; create it")
     source_settings = {"format": options.format, "split": options.split, "on_bad_row": options.on_bad_row}
     config = TaskEvaluation(
         models=tuple(options.models),
@@ -45,36 +45,36 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="triptych evaluate-tasks",
         allow_abbrev=False,
-        description="Compare models on held-out tasks: rank classification, exact match, ROUGE-L. The first is the one "
-        "the others are compared with.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Compare models on held-out tasks, zero- or few-shot: rank classification, exact match, ROUGE-L. "
+        "Differences are taken from the first model.",
     )
     add, default = made.add_argument, TaskEvaluation
-    add("--models", nargs="+", required=True, metavar="NAME=MODEL", help="directory, name in the store, or hub name")
+    add("--models", nargs="+", required=True, metavar="NAME=MODEL", help="models: directory, store name, or hub name")
     add("--tasks", nargs="+", required=True, metavar="SOURCE", help="files, folders or data sets of demonstrations")
-    add("--shots", type=int, default=default.shots, help="exemplars of the same task before each question")
+    add("--shots", type=int, default=default.shots, help="exemplars of the task before each question (default: 0)")
     add(
         "--choices",
         choices=("meta", "from-targets", "none"),
         default=default.choices,
-        help="meta: rows' answer_choices; from-targets: or a task's distinct targets if few; none: nothing is ranked",
+        help="choices to rank: a row's answer_choices (meta, the default); if it has none, the task's distinct targets "
+        "(from-targets); or never rank (none)",
     )
-    add("--max-choices", type=int, default=default.max_choices, help="distinct targets that are still choices")
-    add("--score", choices=("sum", "mean"), default="sum", help="of a choice's log-likelihood, over its tokens")
-    add("--rows", type=int, metavar="N", help="of a task at most, drawn by the seed (default: all)")
-    add("--by", metavar="FIELD", help="meta's field that names the task (default: task, task_name, or the file)")
-    add("--template", metavar="NAME", help="of all models (default: each one's own, or plain if it has none)")
-    add("--max-length", type=int, default=default.max_length, help="tokens of a row; longer ones are left out")
-    add("--max-new-tokens", type=int, default=default.max_new_tokens, help="of a written answer")
-    add("--tokens-at-once", type=int, default=default.tokens_at_once, help="read at once while ranking: memory")
-    add("--batch-size", type=int, default=default.batch_size, help="answers written at once")
-    add("--format", default="auto", help="of the tasks' rows (docs/data_formats.md)")
-    add("--split", default="train", help="of hub data sets and Python functions")
-    add("--limit", type=int, help="rows read of each source (default: all)")
-    add("--on-bad-row", choices=("error", "drop"), default="error", help="what a row that cannot be read does")
-    add("--seed", type=int, default=default.seed, help="of drawn rows and exemplars")
-    add("--device", choices=("auto", "cpu", "cuda"), default=default.device, help="where the models run")
-    add("--root", type=Path, default=Path("out"), help="where checkpoints are kept")
-    add("--json", type=Path, metavar="FILE", help="write the report there")
-    add("--samples", type=Path, metavar="FILE", help="write every row with its answers there, as JSON lines")
+    add("--max-choices", type=int, default=default.max_choices, help="maximum targets to take as choices (default: 20)")
+    add("--score", choices=("sum", "mean"), default="sum", help="sum (default) or mean of token log-probabilities")
+    add("--rows", type=int, metavar="N", help="evaluate at most N rows per task, sampled (default: all)")
+    add("--by", metavar="FIELD", help="meta field that names a row's task (default: task, task_name, or the file)")
+    add("--template", metavar="NAME", help="template for all models (default: each model's own, else plain)")
+    add("--max-length", type=int, default=default.max_length, help="leave out longer rows (default: 1024 tokens)")
+    add("--max-new-tokens", type=int, default=default.max_new_tokens, help="maximum tokens per answer (default: 64)")
+    add("--tokens-at-once", type=int, default=default.tokens_at_once, help="tokens per ranking batch (default: 8192)")
+    add("--batch-size", type=int, default=default.batch_size, help="answers to write at a time (default: 16)")
+    add("--format", default="auto", help="data format, from docs/data_formats.md (default: detected)")
+    add("--split", default="train", help="split of hub data sets and Python functions (default: train)")
+    add("--limit", type=int, help="rows to read per source (default: all)")
+    add("--on-bad-row", choices=("error", "drop"), default="error", help="stop at an unusable row (default) or drop it")
+    add("--seed", type=int, default=default.seed, help="seed for sampling rows and exemplars (default: 0)")
+    add("--device", choices=("auto", "cpu", "cuda"), default=default.device, help="device (default: auto, GPU if any)")
+    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    add("--json", type=Path, metavar="FILE", help="write the report to FILE")
+    add("--samples", type=Path, metavar="FILE", help="write every row with its answers to FILE, as JSON lines")
     return made

@@ -1,4 +1,4 @@
-"""Tasks to evaluate on: rows with one right answer or several, the answer choices, and exemplars for few shots."""
+"""Builds tasks for evaluation: rows with reference answers, answer choices, and exemplars for few-shot prompts."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class ChoiceRule:
     """Where answer choices come from."""
 
     source: str = "meta"
-    """meta: meta's `answer_choices`. from-targets: those, and where a task has none its distinct targets if they are
-    few. none: nothing is ranked."""
+    """meta: meta's `answer_choices`. from-targets: the same, or a task's distinct targets if it has no choices and the
+    targets are few. none: nothing is ranked."""
     most: int = 20
-    """Distinct targets that are still a set of choices."""
+    """Largest number of distinct targets that count as a set of choices."""
 
 
 class Example(NamedTuple):
     id: str
-    prompt: tuple[Message, ...]  # with exemplars, if there are any
-    references: tuple[str, ...]  # right answers, the first is the row's own
-    choices: tuple[str, ...]  # empty where there are none
+    prompt: tuple[Message, ...]  # with exemplars, if any
+    references: tuple[str, ...]  # correct answers; the first is the row's own
+    choices: tuple[str, ...]  # empty if there are none
 
 
 class Task(NamedTuple):
     name: str
     examples: list[Example]
-    n_rows: int  # of the data, before any was left out
-    choices_from: str | None  # "meta" or "targets"; None where nothing is ranked
+    n_rows: int  # in the data, before any was left out
+    choices_from: str | None  # "meta" or "targets"; None if nothing is ranked
 
 
 def build_tasks(
@@ -49,10 +49,10 @@ def build_tasks(
     seen: Collection[str],
     seed: int,
 ) -> tuple[list[Task], Counter[str]]:
-    """-> (tasks in order of appearance, rows left out by reason).
+    """Return (tasks in order of appearance, number of rows left out by reason).
 
-    `seen` are hashes of prompts that a model was trained on. At most `rows` of a task, drawn by the seed, are kept;
-    exemplars may be any of its rows.
+    `seen` are hashes of prompts that a model was trained on. At most `rows` per task are kept, sampled with the seed;
+    exemplars may be any of the task's rows.
     """
     groups: dict[str, list[int]] = {}
     for place, record in enumerate(records):
@@ -80,7 +80,7 @@ def build_tasks(
 
 
 def references_of(record: Demonstration) -> tuple[str, ...]:
-    """The answer, and what else meta's `references` lists."""
+    """Return the row's answer and the other texts in meta's `references`, stripped and without repeats."""
     listed = record.meta.get("references")
     others = [text for text in listed if isinstance(text, str) and text.strip()] if isinstance(listed, list) else []
     return tuple(dict.fromkeys([record.messages[-1].content.strip(), *(text.strip() for text in others)]))
@@ -89,9 +89,9 @@ def references_of(record: Demonstration) -> tuple[str, ...]:
 def choices_of(
     records: Sequence[Demonstration], rule: ChoiceRule, left_out: Counter[str]
 ) -> tuple[Mapping[str, tuple[str, ...]], str | None]:
-    """-> (id of a row -> its choices, where they come from: "meta", "targets" or None).
+    """Return (row id -> its choices, where they come from: "meta", "targets" or None).
 
-    In a task with choices, a row without them or with a target that is none of them is left out and counted.
+    In a task with choices, a row without choices, or whose target is not one of them, is left out and counted.
     """
     if rule.source == "none":
         return {}, None
@@ -105,7 +105,7 @@ def choices_of(
         left_out["target is none of its choices"] += len(records) - len(usable)
         return usable, "meta"
     targets = tuple(sorted({references_of(record)[0] for record in records}))
-    # Targets that hardly recur are no set of choices, however few they are.
+    # Targets that hardly recur are not a set of choices, however few they are.
     if rule.source == "from-targets" and 2 <= len(targets) <= min(rule.most, len(records) // 2):
         return {record.id: targets for record in records}, "targets"
     return {}, None
@@ -126,9 +126,9 @@ def _listed_choices(record: Demonstration) -> tuple[str, ...]:
 def with_exemplars(
     record: Demonstration, members: Sequence[Demonstration], shots: int, seed: int
 ) -> tuple[Message, ...] | None:
-    """The prompt of a row, with up to `shots` others of its task before the question, as FLAN joins them.
+    """Return a row's prompt with up to `shots` other rows of its task before the question, joined as in FLAN.
 
-    Never the row itself, nor one with the same prompt. None where there is no other, or for a dialogue.
+    A row with the same prompt is never shown. Returns None if there is no other row, or for a dialogue.
     """
     prompt = record.messages[:-1]
     if shots == 0:
@@ -151,7 +151,7 @@ def with_exemplars(
 
 
 def shuffled(n: int, rng: random.Random) -> Iterator[int]:
-    """The numbers below n in random order; the first cost no more than themselves."""
+    """Yield 0 .. n-1 in random order; the cost is that of the numbers taken, not of n."""
     moved: dict[int, int] = {}
     for i in range(n):
         j = rng.randrange(i, n)

@@ -1,7 +1,7 @@
-"""`triptych evaluate-tasks`: several models on the same rows of tasks, zero- or few-shot.
+"""Evaluates several models on the same rows of tasks, zero- or few-shot.
 
-Tasks with answer choices are ranked: the choice with the highest log-likelihood is the answer (T0, Sanh et al. 2021,
-6; FLAN, Wei et al. 2021, 2.3). In other tasks an answer is written, and compared by exact match and ROUGE-L
+In tasks with answer choices, the choice with the highest log-likelihood is the answer (T0, Sanh et al. 2021, 6; FLAN,
+Wei et al. 2021, 2.3). In other tasks the model writes an answer, which is measured by exact match and ROUGE-L
 (Super-NaturalInstructions, Wang et al. 2022, 5). A row that does not fit one model is left out for all.
 """
 
@@ -32,7 +32,7 @@ METRICS = {"rank": (RANK,), "text": (EXACT, ROUGE)}
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """What is measured, and how."""
+    """The settings of an evaluation: what to measure, and how."""
 
     models: tuple[str, ...]
     tasks: tuple[Source, ...]
@@ -59,20 +59,18 @@ class TaskEvaluation:
             raise ConfigError(f"--shots is {self.shots}; it must be at least 0")
         names = [name_and_model(named)[0] for named in self.models]
         if len(set(names)) < len(names):
-            raise ConfigError(f"--models: two are called {Counter(names).most_common(1)[0][0]}; write NAME=MODEL")
+            raise ConfigError(f"--models: two are called {Counter(names).most_common(1)[0][0]}; rename one: NAME=MODEL")
 
 
 def name_and_model(named: str) -> tuple[str, str]:
-    """Of NAME=MODEL, or MODEL, which is its own name."""
+    """Split NAME=MODEL into (name, model); a MODEL without a name is its own name."""
     name, given, model = named.partition("=")
     return (name, model) if given and name and not Path(named).is_dir() else (named, named)
 
 
 class Row(NamedTuple):
-    """One model on one example."""
-
-    answer: str
-    scores: dict[str, float]  # metric -> 1 is right
+    answer: str  # of one model to one example
+    scores: dict[str, float]  # metric -> score from 0 to 1; 1 is right
     detail: dict[str, Any]
 
 
@@ -84,7 +82,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
-    """Everything that can be wrong with data or models is told before weights are loaded."""
+    """Evaluate the models. Errors in data or models are raised before any weights are loaded."""
     from checkpoint_store import CheckpointStore
     from data_schema import Demonstration, load_all
     from policy.language_model import choose_device
@@ -109,20 +107,21 @@ def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
     tasks, questions = fitting(tasks, readers, config, left_out)
     left_out = +(left_out + Counter(records.dropped))
     if not tasks:
-        raise ConfigError(f"--tasks: no row is left to evaluate on ({dict(left_out)}); give other tasks or models")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no rows"
+        raise ConfigError(f"--tasks: no row is left to evaluate on ({reasons}); give other tasks or models")
     rows = {}
     for reader in readers:
         model = reader.load(device)
         with progress_bar(reader.name, sum(len(task.examples) for task in tasks)) as tell:
             rows[reader.name] = measure(reader, model, tasks, questions[reader.name], config, tell)
-        del model  # two need not lie in memory at once
+        del model  # so that only one is in memory at a time
     return Evaluation(readers, tasks, rows, dict(left_out))
 
 
 def fitting(
     tasks: Sequence[Task], readers: Sequence[Reader], config: TaskEvaluation, left_out: Counter[str]
 ) -> tuple[list[Task], dict[str, list[list[Question]]]]:
-    """-> (tasks with the examples that fit into every model, model -> task -> those as ids). Others are counted."""
+    """Return (tasks with the examples that fit every model, model -> task -> their ids); count the others."""
     kept_tasks: list[Task] = []
     questions: dict[str, list[list[Question]]] = {reader.name: [] for reader in readers}
     for task in tasks:
@@ -153,7 +152,7 @@ def measure(
     config: TaskEvaluation,
     tell: Callable[[int], object],
 ) -> list[list[Row]]:
-    """The rows of each task. All tasks are read together, so that rows of like length share a batch."""
+    """Return the rows of each task. All tasks are batched together, so that rows of similar length share a batch."""
     from policy.answer_likelihood import answer_logprobs
     from policy.sampling.greedy import greedy_answers
 
@@ -180,7 +179,7 @@ def measure(
 
 
 def rank(example: Example, question: Question, sums: Sequence[float], config: TaskEvaluation) -> Row:
-    """The choice with the highest log-likelihood: its sum over tokens (T0), or its mean."""
+    """Choose the answer with the highest log-likelihood: the sum over its tokens (T0), or their mean."""
     lengths = [len(ids) if config.per_token else 1 for ids in question.answers]
     scores = [total / length for total, length in zip(sums, lengths, strict=True)]
     chosen = example.choices[scores.index(max(scores))]
@@ -204,7 +203,7 @@ def progress_bar(name: str, total: int) -> Iterator[Callable[[int], object]]:
 
 
 def write_samples(path: Path, evaluation: Evaluation) -> None:
-    """One line for each row: what was right, and what each model answered."""
+    """Write one JSON line per row: the correct answers, and what each model answered."""
     with path.open("w", encoding="utf-8") as file:
         for place, task in enumerate(evaluation.tasks):
             for i, example in enumerate(task.examples):

@@ -1,4 +1,4 @@
-"""The models that `evaluate-tasks` compares: where they lie, how they read a prompt, what they answer."""
+"""Finds the models that `evaluate-tasks` compares, encodes prompts for them, and loads their weights."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Reader(NamedTuple):
 
     name: str
     source: str  # directory or hub name
-    key: str | None  # in the store
+    key: str | None  # key in the store
     tokenizer: PreTrainedTokenizerBase
     template: str
     encoder_decoder: bool
-    most_tokens: float  # that the model has positions for
+    most_tokens: float  # the model's number of positions
 
     def encode(self, example: Example) -> Question:
-        """The example's prompt, and its choices if it has any, as ids."""
+        """Encode the example's prompt and its choices, if any, as token ids."""
         read = encode_answers_apart if self.encoder_decoder else encode_answers
         return Question(*read(self.tokenizer, example.prompt, example.choices))
 
     def load(self, device: torch.device) -> PreTrainedModel:
-        """Padding is told from lengths, so a base model is read as it was published, without a token of its own."""
+        """Load the weights. Padding is known from lengths, so a base model needs no padding token of its own."""
         auto_class = AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
         return load_weights(auto_class, self.source).to(device).eval()
 
 
 def open_reader(name: str, model: str, store: CheckpointStore, template: str | None) -> Reader:
-    """`model` is a directory, a name in the store, or a hub name, looked up in this order.
+    """Open a directory, a name in the store, or a hub name; they are looked up in this order.
 
     `template` None: the tokenizer's own, or "plain" if it has none. Raises ModelError or ConfigError.
     """
@@ -60,7 +60,7 @@ def open_reader(name: str, model: str, store: CheckpointStore, template: str | N
 
 
 def find_model(model: str, store: CheckpointStore) -> tuple[str, str | None]:
-    """-> (directory or hub name, key in the store if it is there). Raises ConfigError for what is neither."""
+    """Return (directory or hub name, key if in the store). Raises ConfigError if the model is not found."""
     if Path(model).is_dir():
         return model, None
     try:
@@ -69,6 +69,6 @@ def find_model(model: str, store: CheckpointStore) -> tuple[str, str | None]:
         try:
             load_tokenizer(model)
         except ModelError:
-            raise ConfigError(f"--models: '{model}' is no directory and not on the hub from here; {error}") from None
+            raise ConfigError(f"--models: '{model}' is not a directory and was not found on the hub; {error}") from None
         return model, None
     return str(store.path(key)), key

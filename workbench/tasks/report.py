@@ -1,4 +1,4 @@
-"""What `evaluate-tasks` tells: numbers of each task and their mean over tasks, and the table of them."""
+"""Makes the report of `evaluate-tasks`: numbers per task and their mean over tasks, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH_IN_FILES = 240  # columns
 
 
 def as_json(evaluation: Evaluation, config: TaskEvaluation) -> dict[str, Any]:
-    """The report; a difference is a model's minus the first's on the same rows. Unknown bounds are null."""
+    """Return the report. A difference is a model minus the first one, on the same rows. Unknown bounds are null."""
     tasks, means = [], []
     for kind, metrics in METRICS.items():
         places = [i for i, task in enumerate(evaluation.tasks) if bool(task.choices_from) == (kind == "rank")]
@@ -55,7 +55,7 @@ def as_json(evaluation: Evaluation, config: TaskEvaluation) -> dict[str, Any]:
 
 
 def share_ended(rows: Sequence[Sequence[Row]]) -> float | None:
-    """Of a model's written answers, how many it ended itself; None without any."""
+    """Return the share of a model's written answers that it ended itself; None if it wrote none."""
     ended = [row.detail["ended"] for part in rows for row in part if "ended" in row.detail]
     return sum(ended) / len(ended) if ended else None
 
@@ -66,7 +66,7 @@ def mean_baseline(tasks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """The task; where answers are ranked, also how often the most common target is right, whatever the question."""
+    """Describe the task. If answers are ranked, add the accuracy of always answering the most common target."""
     told: dict[str, Any] = {"task": task.name, "rows": len(task.examples), "rows_in_data": task.n_rows}
     if task.choices_from:
         common = Counter(example.references[0] for example in task.examples).most_common(1)[0][1]
@@ -82,7 +82,7 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def numbers(values: Mapping[str, Sequence[Sequence[float]]], metric: str | None) -> dict[str, Any]:
-    """Estimate of each model, and of each difference from the first, over tasks (of one task: `metric` says which)."""
+    """Estimate each model and its difference from the first: for one task with a `metric`, or (None) over tasks."""
     first, *others = values
     one_task = share if metric in (RANK, EXACT) else mean
     return {
@@ -105,12 +105,12 @@ def numbers(values: Mapping[str, Sequence[Sequence[float]]], metric: str | None)
 
 
 def bounds(estimate: Estimate, lowest: float = -1.0) -> dict[str, float | None]:
-    """No metric, nor a difference of two, goes beyond 1."""
+    """Clip an estimate to the range a metric, or a difference of two, can have; NaN becomes None."""
     return {key: None if math.isnan(v) else min(max(v, lowest), 1.0) for key, v in estimate._asdict().items()}
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """A line for each task and metric, then the means; below, what one has to know to read it."""
+    """Print a line for each task and metric, then the means, then notes on how to read the table."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_IN_FILES)
@@ -133,12 +133,12 @@ def print_report(report: Mapping[str, Any]) -> None:
     console.print(table)
     for name, model in report["models"].items():
         ended = model["answers_ended"]
-        told = "" if ended is None else f", ended {ended:.0%} of its written answers itself"
+        told = "" if ended is None else f", ended {ended:.0%} of its written answers with EOS"
         console.print(f"{name}: {model['source']}, template {model['template']}{told}", soft_wrap=True, highlight=False)
-    console.print("commonest: the task's most common target, whatever the question.")
+    console.print("commonest: accuracy of always answering with the task's most common target.")
     taken = [row["task"] for row in report["tasks"] if row.get("choices_from") == "targets"]
     if taken:
-        console.print(f"Choices are the distinct targets of the task itself in: {', '.join(taken)}.", soft_wrap=True)
+        console.print(f"Tasks whose choices are their own distinct targets: {', '.join(taken)}.", soft_wrap=True)
     if report["left_out"]:
         told = ", ".join(f"{reason}: {count}" for reason, count in report["left_out"].items())
         console.print(f"Rows left out: {told}.", soft_wrap=True)
