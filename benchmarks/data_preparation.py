@@ -2,10 +2,10 @@
 
     python benchmarks/data_preparation.py [--rows 10000 100000] [--repeats 3]
 
-Rows are generated with lengths as in Alpaca: a third have an input, answers have up to 400 words. Our side reads the
-JSONL into records, renders the template, tokenizes, computes the loss mask, drops rows that are too long and collates
-every batch once. TRL's SFTTrainer prepares the same conversations with the same template and tokenizer, and its loader
-collates every batch once. Runs alternate as separate processes. Peak memory is measured for each number of rows. The
+Rows are generated with lengths similar to Alpaca's: a third have an input, answers have up to 400 words. Our side reads
+the JSONL, renders the template, tokenizes, computes the loss mask, drops rows that are too long and collates every
+batch once. TRL's SFTTrainer prepares the same conversations with the same template and tokenizer, and its loader
+collates every batch once. Runs alternate as separate processes. Peak memory is measured at each number of rows. The
 last line is one JSON object.
 """
 

@@ -5,10 +5,10 @@
         --comparisons.prompts.limit 800 --root out/k9
     python benchmarks/kwise_overfitting.py out/k9 quickstart [--epochs 3] [--out docs/images/kwise_overfitting.svg]
 
-The same rankings train the same reward model twice: as K-wise elements (all pairs of a prompt together), and expanded
-into all their pairs, shuffled over the whole set. Both make the same number of steps with the same number of pairs.
-Shuffled, an answer occurs in K - 1 steps of an epoch; K-wise, in one. Held-out log loss and accuracy are recorded for
-each side several times per epoch."""
+The same rankings train the same reward model twice: as K-wise elements (all pairs of a prompt together), and as pairs
+shuffled over the whole set. Both make the same number of steps with the same number of pairs. Shuffled, an answer is in
+K - 1 steps of an epoch; K-wise, in one. Held-out log loss and accuracy are recorded several times per epoch.
+"""
 
 from __future__ import annotations
 

@@ -162,8 +162,8 @@ def predicted_bytes(name: str, model: str) -> dict[str, int]:
 
 
 def compare(name: str, model: str, rounds: int) -> dict[str, Any]:
-    """Predict and run a configuration in separate processes, since a child's peak is at least its parent's size. Seconds
-    are those of the round with the median ratio; within a round one process does both, as two differ by half or more."""
+    """Predict and run a configuration in separate processes: a child's peak is at least its parent's size. Seconds are
+    those of the round with the median ratio; one process does both in a round, as two differ by half or more."""
     found = {}
     for what in ("predict", "run"):
         words = [sys.executable, __file__, "--model", model, "--rounds", str(rounds), f"--{what}", name]

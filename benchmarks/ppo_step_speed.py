@@ -201,9 +201,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--lora", type=int, default=0, help="rank of our adapters; 0: none. TRL trains in full")
     parser.add_argument(
-        "--our-micro",
-        type=int,
-        help="our --micro (default: the same; with --lora half of it); the gradient is the same",
+        "--our-micro", type=int, help="our --micro (default: the same, with --lora half); the gradient is the same"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--ours", action="store_true", help="run only our side and print its figures")

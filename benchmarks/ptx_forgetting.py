@@ -4,9 +4,9 @@
 
 Runs recipes/quickstart.yaml under the root `out`, where finished stages are skipped, and its PPO stage once for each of
 VARIANTS. The loss is in nats per token, end of text included, over documents of the recipe's world that are not in
-PPO's own text, each read separately. Intervals treat documents as independent samples. Measured are the base model, the
-SFT model, the policy every few iterations and the published policy; results are recorded in
-benchmarks/results/ptx_forgetting.json."""
+PPO's own text, each read separately. Intervals treat documents as independent. Measured are base, SFT and published
+model and the policy every few iterations; results are recorded in benchmarks/results/ptx_forgetting.json.
+"""
 
 from __future__ import annotations
 

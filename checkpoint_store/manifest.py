@@ -196,7 +196,7 @@ def code_state(path: str | Path) -> dict[str, str | None]:
     except (OSError, subprocess.CalledProcessError):
         return {"commit": f"triptych {library_versions().get('triptych', 'unknown')}", "dirty": None}
     digest = hashlib.sha256(changed)
-    loose = untracked if commit else tracked + untracked  # before the first commit every file is
+    loose = untracked if commit else tracked + untracked  # before the first commit no file is committed
     for name in sorted(filter(None, loose.decode(errors="surrogateescape").split("\0"))):
         content = (directory / name).read_bytes() if (directory / name).is_file() else b"deleted"
         digest.update(f"\0{name}\0{len(content)}\0".encode(errors="surrogateescape") + content)

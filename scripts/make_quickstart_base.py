@@ -106,9 +106,9 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("assets/quickstart_base"))
+    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and text (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("assets/quickstart_base"), help="folder (%(default)s)")
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)

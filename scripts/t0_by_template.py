@@ -62,11 +62,11 @@ def _part(rows: Sequence[str], longest_answer: int | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("index", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--hold-out", nargs="*", default=[], metavar="FAMILY")
-    parser.add_argument("--longest-answer", type=int, metavar="N")
+    parser.add_argument("data", type=Path, help="T0's rows: .jsonl, or compressed as .gz")
+    parser.add_argument("index", type=Path, help="index of template names, one line per row")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--hold-out", nargs="*", default=[], metavar="FAMILY", help="families to hold out")
+    parser.add_argument("--longest-answer", type=int, metavar="N", help="limit in characters (default: none)")
     options = parser.parse_args(arguments)
     try:
         counts = split_by_template(options.data, options.index, options.out, options.hold_out, options.longest_answer)

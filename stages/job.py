@@ -1,4 +1,4 @@
-"""The input and the result of a stage, and the data that it counts, splits and remembers."""
+"""A stage's input and result, and functions to count and split its data and to remember its prompts."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def half(gguf: Path, directory: Path) -> None:
         directory.mkdir()
         (directory / "config.json").write_text("{}")
-        raise RuntimeError("the saved model gives other logits")
+        raise RuntimeError("the saved model gives different logits")
 
     monkeypatch.setattr(fetch_smollm2, "download_gguf", lambda directory: directory / "x.gguf")
     monkeypatch.setattr(fetch_smollm2, "convert", half)

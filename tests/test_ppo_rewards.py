@@ -326,12 +326,12 @@ def test_a_model_that_a_part_names_is_a_parent(models: dict[str, Path], tmp_path
 @pytest.mark.parametrize(
     ("rewards", "told"),
     [
-        ([], "ppo.rewards is empty, so there is nothing to learn"),
-        ([{"model": None}, {"weight": 0.5}], "ppo.rewards has 2 named 'reward_model'; give each a `name`"),
-        ([{"function": "a:b", "length_penalty": 3}], "one of the rewards names function and length_penalty"),
-        ([{"length_penalty": 3, "text_crosses_over": True}], "only a reward model has a text"),
+        ([], "ppo.rewards is empty; leave it out to use only the reward model"),
+        ([{"model": None}, {"weight": 0.5}], "ppo.rewards has 2 named 'reward_model'; give each its own `name`"),
+        ([{"function": "a:b", "length_penalty": 3}], "one of the rewards sets function and length_penalty"),
+        ([{"length_penalty": 3, "text_crosses_over": True}], "it is only for reward models"),
         ([{"length_penalty": -1}], "rewards.length_penalty is -1; it must be at least 0"),
-        ([{"name": "a b"}], "a reward is named 'a b'; a name holds letters, digits and _ only"),
+        ([{"name": "a b"}], "a reward is named 'a b'; use only letters, digits and _ in its name"),
         ([{"weight": ".inf"}], "rewards.weight|the weight of the reward 'reward_model' is inf"),
         ([{"functon": "a:b"}], "'ppo.rewards' has no setting 'functon'. Did you mean 'function'?"),
         ([{"function": "nowhere_at_all:f"}], "ppo.rewards: cannot find 'nowhere_at_all:f'"),

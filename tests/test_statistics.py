@@ -33,10 +33,10 @@ def test_one_observation_has_an_unknown_error() -> None:
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), (3, -1, 2)])
 def test_impossible_counts_are_refused(counts: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="one or more are needed"):
+    with pytest.raises(ValueError, match="give at least one in all, and none negative"):
         win_rate(*counts)
 
 
 def test_the_mean_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no value"):
+    with pytest.raises(ValueError, match="needs at least one value"):
         mean_with_standard_error([])

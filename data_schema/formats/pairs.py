@@ -110,7 +110,7 @@ HELPSTEER_MARK = re.compile(r"\s*<extra_id_1>(User|Assistant)\s*")
 
 
 def helpsteer_turns(row: Row) -> tuple[Message, ...] | Drop:
-    """HelpSteer2 puts whole conversations in `prompt`, with a mark before each turn except the first."""
+    """HelpSteer2 puts longer conversations into `prompt`, with a mark before each turn except the first."""
     first, *parts = HELPSTEER_MARK.split(text_of(row, "prompt"))
     speakers, texts = ["User", *parts[0::2]], [first, *parts[1::2]]
     if speakers != ["User" if i % 2 == 0 else "Assistant" for i in range(len(speakers))] or len(speakers) % 2 == 0:

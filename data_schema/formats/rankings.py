@@ -41,7 +41,7 @@ def _score(completion: Row, column: str) -> float | None:
 
 
 def ultrafeedback(row: Row) -> Ranking:
-    """Ranked by mean rating, since some thousand published overall scores are a wrong 10; by those without ratings."""
+    """Ranked by mean rating, since some thousand overall scores were published as a wrong 10; else by overall score."""
     completions = objects_of(row, "completions")
     scores = [_mean_rating(completion) for completion in completions]
     overall = [_score(completion, "overall_score") for completion in completions]

@@ -60,7 +60,7 @@ def run(config: ComparisonsConfig, job: Job) -> StageResult:
     if n_train == 0:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
         raise ConfigError(
-            f"comparisons: no prompt has two answers to compare ({reasons}); raise comparisons.sampling.max_new_tokens"
+            f"comparisons: no prompt gave answers to rank ({reasons}); raise comparisons.sampling.max_new_tokens"
         )
 
     job.output.mkdir(parents=True)

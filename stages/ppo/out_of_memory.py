@@ -21,7 +21,7 @@ logger = logging.getLogger("triptych.ppo")
 T = TypeVar("T")
 CURE = (
     "set gradient_checkpointing, lora or shared_backbone, or lower max_prompt_length, sampling.max_new_tokens or "
-    "pretraining_rows ('triptych plan RECIPE' shows what uses how much)."
+    "pretraining_rows ('triptych plan RECIPE' shows where memory is used)."
 )
 
 

@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **BOTH,
         "pretraining_coef": 0.0,
         "optimizer": TLDR_ADAM,
-        # Its value loss is weighted 0.1. With a tenth of the gradient, Adam steps as with the whole one and ten times eps.
+        # Its value loss is weighted 0.1. A tenth of the gradient gives the same Adam step as ten times eps.
         "value_optimizer": {**TLDR_ADAM, "eps": 1e-4},
     },
 }

@@ -168,7 +168,7 @@ def write_record(path: Path, record: Record, pad_id: int) -> None:
 
 
 def read_record(path: Path, device: torch.device) -> Record:
-    """Read what `write_record` wrote, identical tensors. Raises ModelError if the file is damaged or missing."""
+    """Read a file of `write_record`, restoring its tensors exactly. Raises ModelError if it is damaged or missing."""
     tensors, about = _load(path, device)
     prompt_lengths, lengths = tensors["prompt_lengths"].long(), tensors["lengths"].long()
     # Prompts are padded on the left.

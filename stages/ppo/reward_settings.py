@@ -25,9 +25,9 @@ class RewardPart:
     function: str | None = None
     """Reward function, as "module:function"; called with (prompts, answers, seed), it returns one number per answer."""
     length_penalty: int | None = None
-    """Score -1 for each token of an answer beyond this length; `weight` is then the cost of a token."""
+    """Length penalty: -1 for each token of an answer beyond this many; `weight` is the cost per token."""
     repetition_penalty: int | None = None
-    """Score minus the share of repeated n-grams in an answer (0 to 1); the value is n, in tokens."""
+    """Repetition penalty: the share of an answer's n-grams that are repeated (0 to 1), negated; n tokens each."""
     weight: float = 1.0
     """Factor of the part's score in the weighted sum; 0: the part is only logged."""
     name: str | None = None
@@ -44,7 +44,7 @@ class RewardPart:
         if len(kinds) > 1:
             raise ConfigError(f"one of the rewards sets {' and '.join(kinds)}; make them separate entries of the list")
         if self.text_crosses_over and not self.is_model:
-            raise ConfigError(f"text_crosses_over is set for the reward '{self.label}'; only reward models have it")
+            raise ConfigError(f"text_crosses_over is set for the reward '{self.label}'; it is only for reward models")
         if not math.isfinite(self.weight):
             raise ConfigError(f"the weight of the reward '{self.label}' is {self.weight}; it must be a finite number")
         if not re.fullmatch(r"\w+", self.label):

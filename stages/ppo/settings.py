@@ -74,14 +74,14 @@ class PpoConfig:
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation (GAE)."""
     clip_range: float = 0.2
-    """PPO's clip range: the probability ratio is clipped to 1 ± this."""
+    """Clip range x of PPO's loss: the probability ratio (new/old) is clipped to [1 - x, 1 + x]."""
     value_clip_range: float | None = 0.2
-    """Clip new values to the old ones ± this in the value loss; null: no clipping."""
+    """Clip range of the value loss: values stay within this distance of the old ones; null: no clipping."""
     entropy_coef: float = 0.0
     """Weight of a bonus for the policy's entropy per token; 0: none (InstructGPT has none)."""
     target_approx_kl: float | None = None
-    """End an iteration's updates early once the policy is further than this from the one that sampled (k3, nats per
-    token); null: never."""
+    """Skip the rest of an iteration's updates once the policy is further than this from the one that sampled (k3, in
+    nats per token); null: never."""
     value_warmup: int = 0
     """Train only the value model for this many iterations; the policy's learning-rate warm-up starts after them."""
     ema_decay: float | None = None

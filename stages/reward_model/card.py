@@ -25,7 +25,7 @@ tags: [reward-model]
 
 A {architecture} with one label, trained with InstructGPT's ranking loss on comparisons by people or a judge. A higher
 score means that an answer is more likely to be preferred to another answer **to the same prompt**: P(a beats b) =
-sigmoid(logit(a) - logit(b)). Scores for different prompts are comparable only if the training data made them so.
+sigmoid(logit(a) - logit(b)). Scores for different prompts are comparable only as far as the training data allow.
 
 ## Reading a score
 

@@ -89,7 +89,7 @@ def clustered_rate(credit: Floats, cluster: Ints) -> Rate:
         variance = n_clusters / (n_clusters - 1) * float((sums**2).sum()) / n**2
         worth = min(n, rate * (1 - rate) / variance) if variance > 0 else n
     elif n_clusters < n:
-        worth = float(n_clusters)  # all right or all wrong: a prompt may be the reason for all its pairs
+        worth = float(n_clusters)  # all right or all wrong: count prompts, as their pairs may depend on each other
     center = (rate + Z_95**2 / (2 * worth)) / (1 + Z_95**2 / worth)
     half = Z_95 * math.sqrt(rate * (1 - rate) / worth + Z_95**2 / (4 * worth**2)) / (1 + Z_95**2 / worth)
     return Rate(rate, max(0.0, center - half), min(1.0, center + half), n)

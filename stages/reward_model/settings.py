@@ -46,7 +46,7 @@ class RewardModelConfig:
     sft: str | None = None
     """Model to start from: a name in the store, or a directory; null: this recipe's SFT model."""
     held_out: float = 0.1
-    """Share of prompts held out to measure pair accuracy; only for `data`. 0: none."""
+    """Share of prompts held out to measure pair accuracy; used only with `data`. 0: none."""
     epochs: float = 1.0
     """Passes over the training comparisons."""
     batch_prompts: int = 64
