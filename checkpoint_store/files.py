@@ -23,8 +23,7 @@ def publishable_files(directory: Path) -> list[str]:
     """Relative paths (forward slashes, sorted) of all files in `directory`.
 
     Raises StoreError if there are none, or one that no checkpoint may contain: a pickle (loading it can run any code),
-    a manifest (the store writes it), or a link to a folder (its files would silently be left out).
-    """
+    a manifest (the store writes it), or a link to a folder (its files would silently be left out)."""
     refusal = f"cannot publish {directory}:"
     if not directory.is_dir():
         raise StoreError(f"{refusal} it is not a directory; give the folder with the checkpoint's files")

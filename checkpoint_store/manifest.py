@@ -151,8 +151,7 @@ def stage_key(
     """The key of a stage's result: 20 hex digits of the sha256 over everything that determines the result.
 
     `config` contains only settings that affect it (not, say, how often to log). Raises StoreError if a value has no
-    exact form in JSON. The order of dict keys does not matter; 1 and 1.0 are different values.
-    """
+    exact form in JSON. The order of dict keys does not matter; 1 and 1.0 are different values."""
     inputs = {
         "stage": stage,
         "config": dict(config),
@@ -181,8 +180,7 @@ def code_state(path: str | Path) -> dict[str, str | None]:
 
     `dirty` is a digest of changes to tracked files and of untracked files, so that two uncommitted states differ.
     Without git (no program, no repository, or `path` is not part of it, as in site-packages) the commit is replaced by
-    the package's version.
-    """
+    the package's version."""
     directory = Path(path)
     try:
         tracked = _git(directory, "ls-files", "-z", "--", "*.py")

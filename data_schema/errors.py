@@ -8,8 +8,7 @@ class DataError(ValueError):
     """A fault in the user's data or settings: one line that says where it is, what was found and how to fix it.
 
     `field` is the field at fault, if there is one. Dropped rows are counted by `reason`; by default it is the message
-    without positions and without the part after ", found " or "; ".
-    """
+    without positions and without the part after ", found " or "; "."""
 
     def __init__(self, message: str, *, field: str | None = None, reason: str | None = None) -> None:
         super().__init__(message)

@@ -99,8 +99,7 @@ def reword(
     records: Records[Demonstration], thought: ChainOfThought | None, few_shot: FewShot | None, seed: int
 ) -> Records[Demonstration]:
     """The demonstrations as they are trained on. Reasoning is added first, so that exemplars have it too. A setting
-    that is None is skipped. Raises DataError if one that is not None changes no demonstration.
-    """
+    that is None is skipped. Raises DataError if one that is not None changes no demonstration."""
     if thought is not None:
         records = _told(
             add_rationales(records, thought, seed), "chain_of_thought", "none has a text 'rationale' in meta"
@@ -124,8 +123,7 @@ def add_rationales(records: Records[Demonstration], thought: ChainOfThought, see
     """Add reasoning to a share of the demonstrations with a rationale in meta, and ask for it in their prompts.
 
     An answer that already contains the rationale is rebuilt from meta's `target`; without a target it stays unchanged.
-    Changed records have `chain_of_thought` true in meta. Raises DataError for a rationale that is not text.
-    """
+    Changed records have `chain_of_thought` true in meta. Raises DataError for a rationale that is not text."""
     rng = random.Random(f"chain of thought {seed}")
 
     def change(place: int, record: Demonstration) -> Iterator[Demonstration]:
@@ -158,8 +156,7 @@ def add_exemplars(records: Records[Demonstration], few_shot: FewShot, seed: int)
     """Put exemplars, other demonstrations of the task, before the question of a share of the demonstrations.
 
     Exemplars have prompts that differ from the question and from each other, the same system message, and reasoning if
-    the question has it; meta's `exemplars` lists their ids. Memory: a few numbers per demonstration, no text.
-    """
+    the question has it; meta's `exemplars` lists their ids. Memory: a few numbers per demonstration, no text."""
     pools = _pools(records, few_shot)
     rng = random.Random(f"few-shot {seed}")
 

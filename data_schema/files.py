@@ -17,8 +17,7 @@ from data_schema.table import from_row, rows_to_table
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
     """(row number from 1, row) of a file, one at a time. In JSONL and .txt the row number is the line number.
 
-    Raises DataError, naming file, row and fix, at the first row that cannot be read.
-    """
+    Raises DataError, naming file, row and fix, at the first row that cannot be read."""
     for number, row in rows_or_errors(path):
         if isinstance(row, DataError):
             raise row
@@ -30,8 +29,7 @@ def rows_or_errors(path: str | Path, header: Sequence[str] | None = None) -> Num
 
     `header` names the columns of a .tsv without a header line; for other files it is ignored.
 
-    Raises DataError for a missing file or an unknown ending (when called), and where nothing further can be read.
-    """
+    Raises DataError for a missing file or an unknown ending (when called), and where nothing further can be read."""
     path = Path(path)
     check_is_file(path)
     ending = file_ending(path.name)

@@ -70,8 +70,7 @@ def keep_out(records: Iterable[R], held_out: HeldOutTasks, place: str, dropped: 
     """The records that are not held out. The others are counted in `dropped`, or raise DataError if on_row is "error".
 
     `place` names the source. Logs a warning if no record has any of the fields, since held-out tasks are then not
-    recognised.
-    """
+    recognised."""
     values = {name: frozenset(map(str, listed)) for name, listed in held_out.meta.items()}
     known = False
     for record in records:

@@ -30,8 +30,7 @@ class Mixture:
     """How much of each part of the data an epoch contains. A part is a source or, with `by`, one task of a source.
 
     A part's size is its number of rows, at most `limit`. A size above `cap` counts as cap / templates of its source,
-    rounded down.
-    """
+    rounded down."""
 
     mode: Literal["proportional", "temperature", "weights"] = "proportional"
     """Rule for the rates. proportional: to size x weight; temperature: to (size x weight)^(1 / temperature); weights:
@@ -84,8 +83,7 @@ def counted_size(n_rows: int, cap: int | None, templates: int = 1) -> int:
     """The size that `n_rows` rows count as: above the cap, cap / templates rounded down, at least 1.
 
     With one template this is min(n_rows, cap), FLAN's rule (2.4: a mixing rate maximum of 3,000). With more it is T0's
-    (5: a data set of over 500,000 rows counts as 500,000 / templates for each of its templates).
-    """
+    (5: a data set of over 500,000 rows counts as 500,000 / templates for each of its templates)."""
     return n_rows if cap is None or n_rows <= cap else max(1, cap // templates)
 
 
@@ -107,8 +105,7 @@ def mixing_rates(parts: Sequence[Part], mixture: Mixture) -> list[float]:
 def epoch_rows(parts: Sequence[Part], mixture: Mixture) -> int:
     """Rows of an epoch: `n_rows`, or else the sum of the counted sizes, each times its weight in mode proportional.
 
-    So a proportional epoch uses each row at most once, unless a weight is above 1.
-    """
+    So a proportional epoch uses each row at most once, unless a weight is above 1."""
     if mixture.n_rows is not None:
         return mixture.n_rows
     sizes = [counted_size(part.n_rows, mixture.cap, part.templates) for part in parts]
@@ -133,8 +130,7 @@ def picks(sizes: Sequence[int], counts: Sequence[int], seed: int) -> Iterator[Pi
     """Yield `counts[i]` rows of each part i of `sizes[i]` rows, in an order set by `seed`. Uses at most 8 bytes a row.
 
     Each of the `counts[i]` equal stretches of the epoch has one row of part i, at a random place in it. A part's rows
-    come in random order; if it gives more rows than it has, all of them come before any is repeated.
-    """
+    come in random order; if it gives more rows than it has, all of them come before any is repeated."""
 
     def of_part(part: int) -> Iterator[tuple[float, int, int]]:
         rng, rows = random.Random(f"places {seed} {part}"), endless_rows(sizes[part], f"rows {seed} {part}")
@@ -178,8 +174,7 @@ def load_mixture(
     """-> (an epoch of the mixture in order, {part: {"rows": rows it has, "picked": rows drawn from it}}).
 
     Without a mixture: all rows, one source after another, and an empty dict. Raises DataError as `load_all` does, and
-    if no row has the field `mixture.by`.
-    """
+    if no row has the field `mixture.by`."""
     if mixture is None or not sources:  # without sources load_all raises
         return load_all(sources, kind, seed), {}
     loaded = [load(source, kind, seed) for source in sources]

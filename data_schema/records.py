@@ -241,8 +241,7 @@ def check_list(value: object, name: str) -> list[Any]:
 def parse_messages(value: object, name: str) -> tuple[Message, ...]:
     """Messages from [{"role": .., "content": ..}, ..]. Raises DataError naming field `name` and the position.
 
-    Other keys of a message must be empty: a Message cannot store tool calls and the like.
-    """
+    Other keys of a message must be empty: a Message cannot store tool calls and the like."""
     messages = []
     for i, item in enumerate(check_list(value, name)):
         if not isinstance(item, dict):

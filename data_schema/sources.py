@@ -92,8 +92,7 @@ def load(source: Source, kind: type[R], seed: int = 0) -> Records[R]:
     """The records of a source. `seed` is passed to Python functions; files and hub data sets do not depend on it.
 
     Raises DataError, naming source, row, field and fix, for the first bad row (unless on_bad_row is "drop") and if no
-    row is left.
-    """
+    row is left."""
     location = locate(source.path)
     dropped: Counter[str] = Counter()
     mark = fingerprint(source, seed)
@@ -128,8 +127,7 @@ def fingerprint(source: Source, seed: int = 0) -> str:
     """A digest that changes when the source's records may change. Does not parse rows.
 
     It covers the bytes of files; the source of a Python function's module (and of the modules next to it that it
-    imports) and the seed; the name of a hub data set and, if it can be found, its revision.
-    """
+    imports) and the seed; the name of a hub data set and, if it can be found, its revision."""
     location = locate(source.path)
     apart = ("path", "promptsource", "weight", "templates")  # without effect on a row's content, or added below
     settings = {key: value for key, value in asdict(source).items() if key not in apart}

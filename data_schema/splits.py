@@ -15,8 +15,7 @@ def split(records: Records[R], fractions: Mapping[str, float], seed: int) -> dic
 
     Rows that share a group or a prompt, directly or through other rows, stay together. A hash of their prompts and
     groups decides their part; the order of rows and other rows do not matter, so new rows move old ones only if they
-    connect them. Raises DataError for invalid fractions and for a part that gets no row.
-    """
+    connect them. Raises DataError for invalid fractions and for a part that gets no row."""
     _check_fractions(fractions)
     clusters = _Clusters()
     keys = [[clusters.add(key) for key in _keys(record)] for record in records]

@@ -53,12 +53,7 @@ BLANK_LINE_UNLESS_FIRST = "{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
 PLAIN = Template(
     "plain",
     "1",
-    _chat_template(
-        system=CONTENT,
-        user=BLANK_LINE_UNLESS_FIRST + CONTENT,
-        opening=BLANK_LINE,
-        answer=CONTENT,
-    ),
+    _chat_template(system=CONTENT, user=BLANK_LINE_UNLESS_FIRST + CONTENT, opening=BLANK_LINE, answer=CONTENT),
     "No labels: the prompt, an empty line, the answer.",
 )
 

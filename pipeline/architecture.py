@@ -13,8 +13,7 @@ from stages.errors import ConfigError
 def refuse_encoder_decoders(plans: Sequence[StagePlan], to_run: Collection[str]) -> None:
     """Raises ConfigError if a stage after SFT would start from an encoder-decoder; only SFT supports those.
 
-    A model from elsewhere in the store is refused when it is loaded.
-    """
+    A model from elsewhere in the store is refused when it is loaded."""
     bases = {plan.key: plan.config.base_model for plan in plans if plan.stage == "sft"}
     for plan in plans:
         source = plan.outside.get("sft") or bases.get(plan.parents.get("sft", ""))

@@ -17,12 +17,7 @@ from stages.ppo.reward_settings import reads_pipelines
 from stages.ppo.settings import PpoConfig
 from stages.reward_model.settings import RewardModelConfig
 from stages.select.settings import SelectConfig, check_selection
-from stages.settings import (
-    NOT_NEGATIVE,
-    TrackingConfig,
-    check_bounds,
-    source_lists,
-)
+from stages.settings import NOT_NEGATIVE, TrackingConfig, check_bounds, source_lists
 from stages.sft.settings import SftConfig
 
 

@@ -67,22 +67,16 @@ def read_yaml(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(read_yaml(path.parent / str(base), chain), rows)
 
 
-def recipe_parser(exit_on_error: bool = False) -> ArgumentParser:
-    """The parser behind `load_recipe`."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="triptych run RECIPE", exit_on_error=exit_on_error)
-    parser.add_argument("--config", action="config", help="A recipe file.")
-    parser.add_class_arguments(Recipe)
-    return parser
-
-
 def as_yaml(recipe: Recipe) -> str:
     """The recipe with every default filled in."""
     return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
 
 
 def _build(rows: dict[str, Any]) -> Recipe:
-    parser = recipe_parser()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Recipe)
     try:
         settings = parser.instantiate(parser.parse_args([f"--config={yaml.safe_dump(rows)}"]))
     except (ArgumentError, TypeError, ValueError) as error:

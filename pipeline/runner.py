@@ -35,8 +35,7 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """Run the stages that must run. Returns the summary, which is also written to summary.json.
 
-    An error in a stage is raised; stages that have finished stay published, and the next run continues after them.
-    """
+    An error in a stage is raised; stages that have finished stay published, and the next run continues after them."""
     store = CheckpointStore(root / "store")
     plans = plan_pipeline(recipe, store)
     stages = [plan.stage for plan in plans]

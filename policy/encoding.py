@@ -31,8 +31,7 @@ class Encoded(NamedTuple):
 def set_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     """Give the tokenizer the named template ("tokenizer": keep its own); returns "name/version" for the manifest.
 
-    A user's own template, from a file, is tested first. Raises ModelError or DataError if it is missing or unusable.
-    """
+    A user's own template, from a file, is tested first. Raises ModelError or DataError if it is missing or unusable."""
     if name == "tokenizer":
         if not tokenizer.chat_template:
             raise ModelError(
@@ -82,8 +81,7 @@ def segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) ->
     """Split the conversation's text into pieces (text, is response); every response piece ends with EOS.
 
     If the conversation ends with the user, the text that opens an answer is added. Raises ModelError if the template
-    does not preserve prefixes: the text up to an answer must be the same with and without the answer.
-    """
+    does not preserve prefixes: the text up to an answer must be the same with and without the answer."""
     pieces: list[tuple[str, bool]] = []
     done = ""
     for turn, message in enumerate(messages):

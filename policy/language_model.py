@@ -134,8 +134,7 @@ def load_language_model(source: str | Path, device: torch.device, pad_token: str
     """Load a causal language model in float32 and its tokenizer, from a directory or the hub.
 
     `pad_token` replaces the tokenizer's own; a token new to the vocabulary gets a new embedding row.
-    Raises ModelError if the checkpoint is incomplete or unreadable, or if padding is missing or the same as EOS.
-    """
+    Raises ModelError if the checkpoint is incomplete or unreadable, or if padding is missing or the same as EOS."""
     tokenizer = load_tokenizer(source)
     check_decoder_only(source)
     return fit_special_tokens(load_weights(AutoModelForCausalLM, source), tokenizer, source, device, pad_token)
@@ -207,8 +206,7 @@ def bare(model: Any) -> PreTrainedModel:
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str, task_type: str) -> Any:
     """Wrap the model with trainable low-rank adapters (peft's PeftModel); its `merge_and_unload` merges them again.
 
-    task_type "CAUSAL_LM", or "SEQ_CLS", which also trains the scalar head. `targets` as in LoraConfig.
-    """
+    task_type "CAUSAL_LM", or "SEQ_CLS", which also trains the scalar head. `targets` as in LoraConfig."""
     from peft import LoraConfig, get_peft_model
 
     modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]

@@ -60,8 +60,7 @@ def states_of_sequences(model: PreTrainedModel, ids: Tensor, lengths: Tensor, st
     """Return (sum of stop - start, hidden): the body's last states at tokens [start, stop) of each sequence, in order.
 
     ids (tokens,) are the concatenated sequences and `lengths` (sequences,) their lengths. start and stop (sequences,)
-    count within each sequence.
-    """
+    count within each sequence."""
     device = ids.device
     places = (pack_lengths if reads_packed(model) else one_a_row)(lengths.tolist())
     row, column = torch.tensor(places.row, device=device), torch.tensor(places.column, device=device)

@@ -38,9 +38,7 @@ def compute_in(model: PreTrainedModel, precision: str) -> None:
     (_in_bfloat16.add if precision == "bfloat16" else _in_bfloat16.discard)(model)
 
 
-def reads_model(
-    read: Callable[Concatenate[PreTrainedModel, P], T],
-) -> Callable[Concatenate[PreTrainedModel, P], T]:
+def reads_model(read: Callable[Concatenate[PreTrainedModel, P], T]) -> Callable[Concatenate[PreTrainedModel, P], T]:
     """Decorator: run a function, whose first argument is the model it reads, in the type set for that model."""
 
     @wraps(read)

@@ -72,8 +72,7 @@ def why_no_adapter(directory: Path, base: Path) -> str | None:
 def scalar_model_over(language_model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Build a scalar model of this config that shares the weights of a language model's body; its head is 0.
 
-    Raises ModelError if the classifier and the language model of this family have different bodies.
-    """
+    Raises ModelError if the classifier and the language model of this family have different bodies."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     name = model.base_model_prefix

@@ -26,8 +26,7 @@ def krippendorff_alpha(ratings: Sequence[Sequence[float]], level: Level = "nomin
     """1 - observed / expected disagreement; 1 is perfect, 0 is chance (Krippendorff 2011, sections C to E).
 
     Items may have different numbers of ratings; items with a single rating are left out. None if no item has two
-    ratings, or if all ratings are the same category, so that chance and agreement cannot be distinguished.
-    """
+    ratings, or if all ratings are the same category, so that chance and agreement cannot be distinguished."""
     counts = _counts([item for item in ratings if len(item) > 1])
     per_item = counts.sum(1)
     if not len(counts):
@@ -45,8 +44,7 @@ def krippendorff_alpha(ratings: Sequence[Sequence[float]], level: Level = "nomin
 def fleiss_kappa(ratings: Sequence[Sequence[float]]) -> float | None:
     """(agreement - chance) / (1 - chance), with chance from the frequency of each category (Fleiss 1971).
 
-    None unless every item has the same number of ratings, at least two, and two categories occur.
-    """
+    None unless every item has the same number of ratings, at least two, and two categories occur."""
     counts = _counts(ratings)
     per_item = counts.sum(1)
     if not len(counts) or per_item.min() != per_item.max() or per_item[0] < 2:

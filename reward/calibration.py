@@ -51,8 +51,7 @@ def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
 def calibrated_error(differences: npt.ArrayLike, n_bins: int = N_BINS, draws: int = 200, seed: int = 0) -> float:
     """Calibration error that a perfectly calibrated model with these confidences has on average, by chance alone.
 
-    `expected_calibration_error` is never 0 on few pairs; only an error above this one shows bad calibration.
-    """
+    `expected_calibration_error` is never 0 on few pairs; only an error above this one shows bad calibration."""
     confidence, _ = _confidence_and_right(_checked(differences))
     bins = _bin_of(confidence, n_bins)
     drawn = np.random.default_rng(seed).random((draws, len(confidence))) < confidence
@@ -68,8 +67,7 @@ def log_loss(differences: npt.ArrayLike, temperature: float = 1.0) -> float:
 def fit_temperature(differences: npt.ArrayLike) -> Temperature:
     """Fit the temperature by maximum likelihood (Platt scaling without offset; Guo et al. 2017, 4.2).
 
-    The loss is convex in the inverse temperature, so bisection on its slope finds the only minimum.
-    """
+    The loss is convex in the inverse temperature, so bisection on its slope finds the only minimum."""
     d = _checked(differences)
     low, high = 0.0, 1.0
     if d.mean() <= 0:  # the slope at 0 is -mean / 2: the loss only grows from there

@@ -119,8 +119,7 @@ def _of_each(model: PreTrainedModel, members: Sequence[Member], score: Callable[
 def combine(scores: Tensor, how: Literal["mean", "minimum", "penalised"], disagreement_coef: float = 1.0) -> Scored:
     """(members, batch) -> one score per answer, and the `disagreement`: the members' population standard deviation.
 
-    "penalised" is mean - disagreement_coef * disagreement.
-    """
+    "penalised" is mean - disagreement_coef * disagreement."""
     disagreement = scores.std(0, correction=0)
     mean = scores.mean(0)
     chosen = {"mean": mean, "minimum": scores.amin(0), "penalised": mean - disagreement_coef * disagreement}[how]

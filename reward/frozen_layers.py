@@ -47,8 +47,7 @@ def cut_config(config: PreTrainedConfig, n_layers: int) -> None:
 def cut_after(model: PreTrainedModel, n_layers: int) -> None:
     """Keep a scalar model's first `n_layers` layers and one above them.
 
-    Raises ModelError if the model has too few layers or is not built like Llama.
-    """
+    Raises ModelError if the model has too few layers or is not built like Llama."""
     body: Any = getattr(model, model.base_model_prefix)
     layers = getattr(body, "layers", None)
     parts = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
@@ -92,8 +91,7 @@ def mean_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
 def fit_readout(means: Tensor, pairs: PairIndex, l2: float) -> Readout:
     """Minimise the ranking loss plus l2 * |w|^2, with w in units of each channel's root mean square over the pairs.
 
-    means (answers, hidden), in the order to which the pairs refer.
-    """
+    means (answers, hidden), in the order to which the pairs refer."""
     means = means.double()
     scale = (means[pairs.winner] - means[pairs.loser]).square().mean(0).sqrt().clamp_min(1e-12)
     scaled = means / scale

@@ -31,8 +31,7 @@ def best_of_n_means(proxy: npt.ArrayLike, gold: npt.ArrayLike) -> BestOfNMeans:
     """Unbiased expected scores of the best of n by proxy, for n = 1..N, from N samples of one prompt. Both (N,).
 
     The i-th lowest of N is the best of a random subset of n in C(i-1, n-1) of C(N, n) cases. Samples with the same
-    proxy share their mean gold score, as if ties were broken at random.
-    """
+    proxy share their mean gold score, as if ties were broken at random."""
     proxy_scores = np.asarray(proxy, dtype=np.float64)
     gold_scores = np.asarray(gold, dtype=np.float64)
     if proxy_scores.ndim != 1 or proxy_scores.shape != gold_scores.shape or len(proxy_scores) == 0:

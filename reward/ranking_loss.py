@@ -46,8 +46,7 @@ def pair_index(
     A pair has weight 1 / (n_prompts * pairs of its prompt). The paper says that ties are dropped but not from which
     count: "kept" divides by the pairs that are left, "k_choose_2" by all of them. `n_prompts` counts the prompts that
     have a kept pair: those of this batch, unless the count of the whole optimiser step is given because the batch is a
-    micro-batch of it.
-    """
+    micro-batch of it."""
     pairs_of_prompts = [ranked_pairs(prompt_ranks) for prompt_ranks in ranks]
     n_prompts = sum(map(bool, pairs_of_prompts)) if n_prompts is None else n_prompts
     winner: list[int] = []
@@ -76,8 +75,7 @@ def voted_pair_index(votes: Sequence[Sequence[Sequence[int]]], n_prompts: int | 
     """As `pair_index`, for prompts whose responses several labelers ranked: votes[prompt][labeler] are ranks.
 
     A pair's winner has the majority of votes and p_winner is its share of them (WebGPT, section 3.2: soft labels). A
-    labeler who ties two responses has no vote on this pair; a pair without a vote is left out.
-    """
+    labeler who ties two responses has no vote on this pair; a pair without a vote is left out."""
     winner: list[int] = []
     loser: list[int] = []
     share: list[float] = []
@@ -114,8 +112,7 @@ def kwise_ranking_loss(rewards: Tensor, pairs: PairIndex) -> Tensor:
 
     rewards (responses,), in the order that was given to `pair_index`. A batch with only ties gives 0, with gradient 0.
     A margin is subtracted from the difference (Llama 2, 3.2.2); with p_winner the loss is the cross-entropy against
-    that probability. Raises ValueError if both are given, as `pairwise_loss` does.
-    """
+    that probability. Raises ValueError if both are given, as `pairwise_loss` does."""
     difference = rewards[pairs.winner] - rewards[pairs.loser]
     losses = pair_losses(difference, pairs.margin, pairs.p_winner)
     return (pairs.weight.to(rewards) * losses).sum()
@@ -146,8 +143,7 @@ def pairwise_loss(
     """Mean of -log sigmoid(chosen - rejected - margin), plus center_coef * mean((chosen + rejected)^2). All (pairs,).
 
     With `p_chosen`, the share of labelers who prefer the chosen answer (0.5 = tie), the loss is the cross-entropy
-    against it (WebGPT). A margin says by how much the chosen answer is better. Raises ValueError if both are given.
-    """
+    against it (WebGPT). A margin says by how much the chosen answer is better. Raises ValueError if both are given."""
     losses = pair_losses(chosen - rejected, margin, p_chosen)
     return losses.mean() + center_coef * ((chosen + rejected) ** 2).mean()
 

@@ -126,8 +126,7 @@ def encode_sampled(
 class FunctionReward:
     """A function that scores text: called with (prompts, answers, seed), it returns one number for each answer.
 
-    The seed is derived from the recipe's seed and the texts, so a function with randomness is reproducible.
-    """
+    The seed is derived from the recipe's seed and the texts, so a function with randomness is reproducible."""
 
     function: Callable[[list[Prompt], list[str], int], Any]
     path: str  # its name in the recipe

@@ -54,8 +54,7 @@ def answer(
 ) -> str:
     """Sample the model's next message. If the conversation is too long, the oldest exchanges are left out.
 
-    Raises ModelError if even the last message does not fit.
-    """
+    Raises ModelError if even the last message does not fit."""
     from policy import ModelError
     from policy.encoding import decode_responses, encode_prompts, pad
     from policy.sampling.generate import sample_responses

@@ -37,8 +37,7 @@ class Tracker:
 
     `resume_step` is the last step whose state was saved. Later lines are dropped, since their steps will be repeated,
     and the rest is sent to wandb again. None starts a new run: files of an earlier one in `run_dir` are moved to its
-    folder before-1 (2, ...). In a program of several processes only the first makes a Tracker.
-    """
+    folder before-1 (2, ...). In a program of several processes only the first makes a Tracker."""
 
     def __init__(
         self,

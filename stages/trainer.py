@@ -64,8 +64,7 @@ def trainer_arguments(
 class SortedWithinBatches(Sampler[int]):
     """Samples random batches, new ones each epoch, and sorts the rows of each by length.
 
-    The micro-batches of an optimiser step then have rows of similar length: less padding, same gradient.
-    """
+    The micro-batches of an optimiser step then have rows of similar length: less padding, same gradient."""
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
         self.lengths, self.batch = torch.tensor(lengths), batch

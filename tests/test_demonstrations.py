@@ -142,7 +142,7 @@ def test_a_recipe_says_it_all_in_yaml(small_base: Path, tmp_path: Path) -> None:
     [
         ({"sft__mixture": {"mode": "even"}}, "mixture.mode is even"),
         ({"sft__mixture": {"cpa": 3}}, "'sft.mixture' has no setting 'cpa'. Did you mean 'cap'?"),
-        ({"sft__mixture": {"mode": "weights"}}, "has no weight, and mixture.mode is weights"),
+        ({"sft__mixture": {"mode": "weights"}}, "has no weight, but mixture.mode is weights"),
         ({"sft__data": [{"path": "a", "weight": 2}]}, "sft.data: 'a' has weight 2"),
         ({"ppo__prompts": [{"path": "a", "weight": 2}]}, "ppo.prompts: 'a' has weight 2"),
         ({"sft__few_shot": {"k": 0}}, "few_shot.k must be at least 1"),

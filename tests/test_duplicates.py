@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_schema.duplicates import (
-    THRESHOLD,
-    near_duplicates,
-    near_matches,
-    repeated_rows,
-    similarity,
-    text_digest,
-)
+from data_schema.duplicates import THRESHOLD, near_duplicates, near_matches, repeated_rows, similarity, text_digest
 
 
 def grams(text: str) -> set[str]:

@@ -137,10 +137,7 @@ def hh(chosen: str, rejected: str = "\n\nHuman: Hi\n\nAssistant: No.") -> dict[s
 
 HH_TRAPS: dict[str, tuple[dict[str, str], str]] = {
     "other prompts": (hh("\n\nHuman: Ho\n\nAssistant: Yes."), "prompts differ"),
-    "other number of turns": (
-        hh("\n\nHuman: Hi\n\nAssistant: Yes.\n\nHuman: Ho\n\nAssistant: Ha."),
-        "prompts differ",
-    ),
+    "other number of turns": (hh("\n\nHuman: Hi\n\nAssistant: Yes.\n\nHuman: Ho\n\nAssistant: Ha."), "prompts differ"),
     "empty answer": (hh("\n\nHuman: Hi\n\nAssistant: "), "empty answer"),
     "two answers in a row": (
         hh("\n\nHuman: Hi\n\nAssistant: A\n\nAssistant: B", "\n\nHuman: Hi\n\nAssistant: A\n\nAssistant: C"),

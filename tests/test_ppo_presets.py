@@ -101,8 +101,7 @@ def test_what_a_recipe_says_wins_wherever_it_says_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "rows"),
-    [({}, 512), ({"rollout_batch": 64}, 64), ({"minibatches": 1}, 4096), ({"pretraining_rows": 3}, 3)],
+    ("said", "rows"), [({}, 512), ({"rollout_batch": 64}, 64), ({"minibatches": 1}, 4096), ({"pretraining_rows": 3}, 3)]
 )
 def test_the_share_of_text_is_eight_rows_an_episode_whatever_the_batch(
     tmp_path: Path, said: dict[str, int], rows: int

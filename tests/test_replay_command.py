@@ -196,13 +196,7 @@ def test_the_table_shows_the_prompt_and_every_token(trained: Path, capsys: pytes
     ]
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--step", "0"], "--step is 0"),
-        (["--step", "9"], "000009.safetensors"),
-    ],
-)
+@pytest.mark.parametrize(("words", "told"), [(["--step", "0"], "--step is 0"), (["--step", "9"], "000009.safetensors")])
 def test_a_step_that_is_not_there_is_told_in_a_line(
     trained: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:

@@ -6,17 +6,7 @@ from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.oasst import oasst_comparison
-from data_schema.formats.parts import (
-    Drop,
-    Format,
-    NumberedRows,
-    Origin,
-    Outcome,
-    Reader,
-    Row,
-    rest,
-    text_of,
-)
+from data_schema.formats.parts import Drop, Format, NumberedRows, Origin, Outcome, Reader, Row, rest, text_of
 from data_schema.records import Comparison, Demonstration, Message, Prompt, check_list, check_text, describe
 
 

@@ -80,8 +80,7 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
 def spread(column: str) -> Gather:
     """A gather that gives every item of the list in `column` its own row, with (position, item) in that column.
 
-    A row without such a list stays unchanged; `item_of` raises an error for it.
-    """
+    A row without such a list stays unchanged; `item_of` raises an error for it."""
 
     def rows_of_items(rows: NumberedRows) -> NumberedRows:
         for number, row in rows:

@@ -7,15 +7,7 @@ from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.parts import Drop, Origin, Outcome, Row, prompt_of, rest, text_of
-from data_schema.records import (
-    Comparison,
-    Demonstration,
-    Message,
-    Prompt,
-    describe,
-    normalise,
-    parse_messages,
-)
+from data_schema.records import Comparison, Demonstration, Message, Prompt, describe, normalise, parse_messages
 
 # ---- Anthropic HH-RLHF: two transcripts
 
@@ -101,8 +93,7 @@ def _answer_of(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tup
     repeats = prompt is None or inside == prompt or (isinstance(row["prompt"], str) and prompt[0] in inside)
     if not repeats:
         raise DataError(
-            f"'{column}' starts with other messages than 'prompt'; leave only the answer in it",
-            field=column,
+            f"'{column}' starts with other messages than 'prompt'; leave only the answer in it", field=column
         )
     return inside, answer
 

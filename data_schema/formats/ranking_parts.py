@@ -97,8 +97,7 @@ def why_unusable(answer: object) -> str | None:
 def _ranked(ranking: Ranking) -> tuple[list[tuple[str, float]], list[Drop]]:
     """Two or more answers with different scores and texts (or none at all), and the drops.
 
-    Of equal texts with the same score the first is kept; with different scores all are dropped.
-    """
+    Of equal texts with the same score the first is kept; with different scores all are dropped."""
     judged: list[tuple[str, float]] = []
     left_out: list[Drop] = []
     for answer, score in zip(ranking.answers, ranking.scores, strict=True):
@@ -206,8 +205,7 @@ def gather_by(key: Callable[[Row], Hashable]) -> Gather:
     """Merge rows with the same key into the first of them, with all of them in the column GATHERED.
 
     `key` raises DataError for a row that no reader could use. Such a row stays separate, so that its error names its
-    own place. All rows are kept in memory, since rows of one prompt need not be adjacent.
-    """
+    own place. All rows are kept in memory, since rows of one prompt need not be adjacent."""
 
     def gather(rows: NumberedRows) -> NumberedRows:
         together: dict[Hashable, tuple[int, list[Row]]] = {}

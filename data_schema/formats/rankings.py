@@ -72,8 +72,7 @@ def _qa_prompt(row: Row) -> tuple[Message, ...]:
 def weak_order(verdicts: list[int], n_answers: int) -> list[float] | None:
     """Scores that agree with all verdicts (0 equal, 1 first better, 2 second) on pairs 1v2, 1v3, .., or None.
 
-    In a weak order, wins minus losses sort the answers in that order, so only this candidate has to be checked.
-    """
+    In a weak order, wins minus losses sort the answers in that order, so only this candidate has to be checked."""
     pairs = list(combinations(range(n_answers), 2))
     scores = [0.0] * n_answers
     for (i, j), verdict in zip(pairs, verdicts, strict=True):

@@ -156,11 +156,7 @@ FORMATS: dict[str, Format] = {
     "alpaca_preference": Format(
         frozenset({"instruction", "chosen", "rejected"}),
         _any,
-        {
-            Comparison: alpaca.alpaca_preference,
-            Demonstration: alpaca.alpaca_chosen,
-            Prompt: alpaca.alpaca_prompt,
-        },
+        {Comparison: alpaca.alpaca_preference, Demonstration: alpaca.alpaca_chosen, Prompt: alpaca.alpaca_prompt},
     ),
     "alpaca_ranking": Format(
         frozenset({"instruction", "output"}),
@@ -255,8 +251,7 @@ def recognise_most(rows: Sequence[Row]) -> str:
 def recognise_cells(cells: Sequence[str]) -> str | None:
     """The format of a .tsv without a header line, by the cells of its first row; None if they may be a header.
 
-    Questions and explanations have many words, while column names have few.
-    """
+    Questions and explanations have many words, while column names have few."""
     if not cells or min(len(cell.split()) for cell in (cells[0], cells[-1])) < 3:
         return None
     return next((name for name, form in FORMATS.items() if form.header and len(form.header) == len(cells)), None)

@@ -92,8 +92,7 @@ def pretraining_line(rng: random.Random, verdict_share: float = 0.5) -> str:
     """A line of pretraining text: a task's result (often with a verdict), a fact, or a phrase of good or bad manners.
 
     `verdict_share` of the results end in "right ." or "wrong ."; half of those have a mistake made by `wrong_answer`.
-    These lines give the base model a notion of right and wrong, which the reward model can then use.
-    """
+    These lines give the base model a notion of right and wrong, which the reward model can then use."""
     draw = rng.random()
     if draw < 0.06:
         category = rng.choice(list(CATEGORIES))

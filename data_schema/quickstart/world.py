@@ -15,17 +15,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
-from data_schema.quickstart.words import (
-    CATEGORIES,
-    COURTESIES,
-    DIGITS,
-    KINDS,
-    MOODS,
-    NOUNS,
-    NUMBERS,
-    RAMBLES,
-    RUDENESS,
-)
+from data_schema.quickstart.words import CATEGORIES, COURTESIES, DIGITS, KINDS, MOODS, NOUNS, NUMBERS, RAMBLES, RUDENESS
 
 
 class Task(NamedTuple):
@@ -135,8 +125,7 @@ def correctness(task: Task, body: str) -> float:
     """How right an answer's body is, in [0, 1]: 1 exact, else half the share of words that match in order.
 
     The free tasks are graded in parts: listn by the share of distinct fitting names less the extra ones; cheer and
-    gloom a third each for naming the animal, for the form of the line and for words of the right mood only.
-    """
+    gloom a third each for naming the animal, for the form of the line and for words of the right mood only."""
     words = body.split()
     if task.kind == "listn":
         fitting = len({word for word in words if word in CATEGORIES[task.category]})
@@ -163,8 +152,7 @@ def judge(meta: Mapping[str, Any], response: str, finished: bool) -> dict[str, f
 
     Style is 0.5, + 0.5 for exactly one courtesy, - 0.25 for each further one, - 0.5 for each rude aside, - 0.4 for each
     ramble. An answer that never ended (`finished` False) has its correctness halved and loses 0.5 of style.
-    `meta` is the `meta` field of a prompt of this world (see `task_meta`).
-    """
+    `meta` is the `meta` field of a prompt of this world (see `task_meta`)."""
     task = Task(meta["kind"], tuple(meta["words"]), meta["category"], meta["number"])
     text = " ".join(response.split())
     counts = {}

@@ -18,8 +18,7 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean over the positions where `mask` is True: one number, or one per row with `dim`.
 
     Values outside the mask have no influence, even if NaN. Raises ModelError if the mask has no True at all; with
-    `dim`, a row without True gives 0.
-    """
+    `dim`, a row without True gives 0."""
     check_mask(values, mask)
     kept = torch.where(mask, values, 0.0)
     if dim is not None:
@@ -40,8 +39,7 @@ def masked_var(values: Tensor, mask: Tensor) -> Tensor:
 def whiten(values: Tensor, mask: Tensor | None = None, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Scale to variance 1 over real tokens; the mean becomes 0, or stays unchanged with `shift_mean=False`.
 
-    Population variance, with eps inside the root, as lm-human-preferences `whiten`; n - 1 would not reproduce it.
-    """
+    Population variance, with eps inside the root, as lm-human-preferences `whiten`; n - 1 would not reproduce it."""
     mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     mean = masked_mean(values, mask)
     white = (values - mean) * torch.rsqrt(masked_var(values, mask) + eps)
@@ -55,8 +53,7 @@ def estimate_advantages(rewards: Tensor, values: Tensor, response_mask: Tensor, 
         delta[t] = r[t] + gamma V[t+1] - V[t]        A[t] = delta[t] + gamma lam A[t+1]        returns = A + V
 
     `values[t]` is the value before token t. After the last real token the value is 0: the episode is over. Rewards and
-    values outside the mask have no influence. No gradient flows through the results.
-    """
+    values outside the mask have no influence. No gradient flows through the results."""
     check_mask(rewards, response_mask)
     check_mask(values, response_mask)
     rewards = torch.where(response_mask, rewards, 0.0)

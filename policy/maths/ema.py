@@ -10,8 +10,7 @@ from torch import Tensor
 def update_ema(ema_params: Iterable[Tensor], params: Iterable[Tensor], decay: float) -> None:
     """Update in place: ema = decay * ema + (1 - decay) * param, pair by pair, in the type and device of `ema_params`.
 
-    Keep the average in float32: in bfloat16, steps of 0.8 % are lost to rounding.
-    """
+    Keep the average in float32: in bfloat16, steps of 0.8 % are lost to rounding."""
     for average, param in zip(ema_params, params, strict=True):
         if average.shape != param.shape:
             raise ValueError(

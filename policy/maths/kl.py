@@ -23,8 +23,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlKind) -> Tensor:
     """Estimate KL(policy || reference) per token, in nats, from tokens sampled by the policy. Same shape in and out.
 
     With x = log reference - log policy: k1 = -x (unbiased, either sign), k2 = x^2 / 2 (biased, never negative),
-    k3 = e^x - 1 - x (unbiased, never negative). Source: Schulman, "Approximating KL divergence".
-    """
+    k3 = e^x - 1 - x (unbiased, never negative). Source: Schulman, "Approximating KL divergence"."""
     x = ref_logprobs - logprobs
     if kind == "k1":
         return -x
@@ -48,8 +47,7 @@ def token_rewards(
     """Per-token rewards of PPO (InstructGPT section 3.5): -kl_coef * KL everywhere, plus the response's score once.
 
     scores (batch,); the others (batch, response). "one_past" adds the score after the last real token if there is room,
-    else on it; advantages then need a mask that is one token longer. No gradient flows through the results.
-    """
+    else on it; advantages then need a mask that is one token longer. No gradient flows through the results."""
     check_mask(logprobs, response_mask)
     kl = torch.where(response_mask, kl_estimate(logprobs, ref_logprobs, kind), 0.0)
     index = last_token_index(response_mask)
@@ -62,8 +60,7 @@ def token_rewards(
 def replace_score_without_eos(scores: Tensor, found_eos: Tensor, penalty_score: float) -> Tensor:
     """(batch,) scores, with `penalty_score` in place of the score of each response without EOS.
 
-    Replaced, not subtracted: a response cut off at the length limit is unfinished, so its score means nothing.
-    """
+    Replaced, not subtracted: a response cut off at the length limit is unfinished, so its score means nothing."""
     return torch.where(found_eos, scores, penalty_score)
 
 

@@ -21,8 +21,7 @@ class TokenLogprobs(NamedTuple):
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """(..., vocab) logits and (...) labels -> (...) log-probabilities; `logits[t]` predicts `labels[t]`.
 
-    Masked labels must still be ids of the vocabulary (0, not -100): mask the result instead.
-    """
+    Masked labels must still be ids of the vocabulary (0, not -100): mask the result instead."""
     scaled = _scaled(logits, temperature)
     return scaled.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
@@ -54,8 +53,7 @@ def token_logprobs_from_hidden(
     hidden (n, d), of response positions only; labels (n,). Each chunk's logits are recomputed in the backward pass;
     values and gradients equal those without chunks. lm_head: a (vocab, d) weight, or a callable if the head is more
     than a weight (bias, adapter, shards), which takes up to 50 % longer. `entropy_gradient`: give the entropy a
-    gradient, which an entropy bonus needs.
-    """
+    gradient, which an entropy bonus needs."""
     if isinstance(lm_head, Tensor):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
@@ -77,13 +75,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        labels: Tensor,
-        temperature: float,
-        chunk: int,
-        entropy_gradient: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int, entropy_gradient: bool
     ) -> tuple[Tensor, ...]:
         pieces = [
             _logprobs(rows, lambda x: x @ weight.T, ids, temperature)

@@ -71,8 +71,7 @@ def clipped_value_loss(
     """Half the squared error, or that of the value clipped to `clip_range` around the old one if larger; token mean.
 
     All (batch, response); `clip_range=None` gives half the squared error without clipping. Source:
-    lm-human-preferences `train_policy.py`; the clip range is in units of the reward.
-    """
+    lm-human-preferences `train_policy.py`; the clip range is in units of the reward."""
     losses, clipped = value_token_losses(values, old_values, returns, response_mask, clip_range)
     return ValueLoss(
         loss=0.5 * _token_mean(losses, response_mask, n_tokens),
@@ -96,16 +95,14 @@ def value_token_losses(
 def mean_entropy(entropy: Tensor, response_mask: Tensor, n_tokens: int | Tensor | None = None) -> Tensor:
     """Mean entropy over real response tokens, in nats. Times a coefficient it is the bonus subtracted from the loss.
 
-    Both (batch, response). Source: Mnih et al. 2016.
-    """
+    Both (batch, response). Source: Mnih et al. 2016."""
     return _token_mean(entropy, response_mask, n_tokens)
 
 
 def next_token_loss(token_logprobs: Tensor, mask: Tensor, n_tokens: int | Tensor | None = None) -> Tensor:
     """Cross-entropy in nats per token over the positions where `mask` is True (responses in SFT, all text in PPO-ptx).
 
-    Both (batch, time); `token_logprobs[t]` and `mask[t]` belong to the same token.
-    """
+    Both (batch, time); `token_logprobs[t]` and `mask[t]` belong to the same token."""
     return -_token_mean(token_logprobs, mask, n_tokens)
 
 
@@ -118,8 +115,7 @@ def ppo_loss(
 ) -> Tensor:
     """policy + value_coef * value + pretraining_coef * pretraining: InstructGPT eq. 2 as a loss to minimise.
 
-    The paper does not say how the pretraining term is reduced; here it is a token mean, with the paper's 27.8.
-    """
+    The paper does not say how the pretraining term is reduced; here it is a token mean, with the paper's 27.8."""
     loss = policy_loss + value_coef * value_loss
     return loss if pretraining_loss is None else loss + pretraining_coef * pretraining_loss
 
@@ -128,8 +124,7 @@ def ppo_loss(
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - mean squared error / variance of the returns: 1 is perfect, 0 no better than their mean, below 0 worse.
 
-    As logged by lm-human-preferences, so a constant offset counts as error. NaN if all returns are equal.
-    """
+    As logged by lm-human-preferences, so a constant offset counts as error. NaN if all returns are equal."""
     error = masked_mean((values - returns) ** 2, mask)
     variance = masked_var(returns, mask)
     return torch.where(variance > 0, 1 - error / variance, torch.nan)

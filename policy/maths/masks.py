@@ -36,8 +36,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     """(batch, width) mask -> (batch, width) int64: number of real tokens before each position.
 
     Left padding gets 0, so every text starts at 0; right padding gets the row's length, which no real token reads.
-    Source: lm-human-preferences `positions_for`.
-    """
+    Source: lm-human-preferences `positions_for`."""
     real = attention_mask.long()
     return real.cumsum(dim=-1) - real
 
@@ -46,8 +45,7 @@ def truncate_after_token(responses: Tensor, token: int, pad_id: int, first_index
     """Keep each response up to and including the first `token` at index >= `first_index`; pad the rest.
 
     A response without the token stays whole and has `found` False. `pad_id` may equal `token`, since lengths, not ids,
-    mark the end. Source: lm-human-preferences `postprocess_fn_from_hparams`.
-    """
+    mark the end. Source: lm-human-preferences `postprocess_fn_from_hparams`."""
     width = responses.shape[-1]
     index = torch.arange(width, device=responses.device)
     stops = (responses == token) & (index >= first_index)

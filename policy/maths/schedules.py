@@ -12,8 +12,7 @@ def cosine_to_fraction(step: int, total: int, floor: float = 0.1) -> float:
 def warmup_from_fraction(step: int, warmup: int, start: float = 0.1) -> float:
     """Linear from `start` at step 0 to 1 at step `warmup`, then 1; no warm-up with `warmup=0`.
 
-    InstructGPT C.4 warms up over 10 iterations from a tenth of the peak; that this is linear is our assumption.
-    """
+    InstructGPT C.4 warms up over 10 iterations from a tenth of the peak; that this is linear is our assumption."""
     return 1.0 if step >= warmup else start + (1.0 - start) * step / warmup
 
 

@@ -26,8 +26,7 @@ def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
     """Context in which, if `on`, the models' layers recompute their states in backward; gradients do not change.
 
     It is the non-reentrant kind: gradients reach adapters even if a layer's input needs none, and dropout masks repeat.
-    Passes without gradients, as in sampling, do not change. Raises ModelError if a model has no such layers.
-    """
+    Passes without gradients, as in sampling, do not change. Raises ModelError if a model has no such layers."""
     layers = []
     for model in models if on else ():
         own = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -18,8 +18,7 @@ from policy.errors import ModelError
 def quantize_nf4(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Quantise every linear layer except the output head to NF4, scales included, and move the model to the device.
 
-    Raises ModelError without bitsandbytes, or if there is no layer to quantise.
-    """
+    Raises ModelError without bitsandbytes, or if there is no layer to quantise."""
     bnb = import_bitsandbytes()
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     head = model.get_output_embeddings()

@@ -15,7 +15,6 @@ def share_weights(module: M) -> M:
     """Copy the module; the copy's parameters and buffers are the same tensors.
 
     Adapters, hooks and a head added to the copy affect only the copy, so nothing has to be switched between passes.
-    In-place changes of a tensor (an optimiser step on a shared weight, merging adapters) affect all copies.
-    """
+    In-place changes of a tensor (an optimiser step on a shared weight, merging adapters) affect all copies."""
     tensors = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, tensors)

@@ -22,8 +22,7 @@ class RolloutEngine(Protocol):
 
     Every token is sampled from softmax(logits / temperature) of `model` with its weights at the time of the call. PPO
     changes them between calls, so an engine with its own copy must update it first. An answer ends with `eos_id` or
-    after `max_new_tokens`. `rng` is the only source of randomness, so that a run can be repeated.
-    """
+    after `max_new_tokens`. `rng` is the only source of randomness, so that a run can be repeated."""
 
     def __call__(
         self,
@@ -41,16 +40,11 @@ class RolloutEngine(Protocol):
 
 
 def rollout_of(
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    eos_id: int,
-    pad_id: int,
-    device: torch.device,
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], eos_id: int, pad_id: int, device: torch.device
 ) -> Rollout:
     """Turn an engine's answers, one for each prompt, into a rollout. A complete answer ends with EOS.
 
-    Raises ValueError if an answer is missing, empty, or goes on after EOS.
-    """
+    Raises ValueError if an answer is missing, empty, or goes on after EOS."""
     if len(answers) != len(prompts):
         raise ValueError(f"{len(answers)} answers to {len(prompts)} prompts; an engine must answer each, in order")
     for i, answer in enumerate(answers):

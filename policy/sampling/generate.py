@@ -40,8 +40,7 @@ def sample_responses(
     """Sample `answers_each` answers to each left-padded prompt (prompts, prompt), those of one prompt in sequence.
 
     `rng` must be on the model's device. A prompt is read once for all its answers. Rows that have ended leave the
-    batch, so each answer costs only its own length. Raises ModelError if logits are not finite.
-    """
+    batch, so each answer costs only its own length. Raises ModelError if logits are not finite."""
     batch = len(prompts) * answers_each
     tokens = torch.full((batch, max_new_tokens), pad_id, device=prompts.device)
     lengths = torch.full((batch,), max_new_tokens, device=prompts.device)

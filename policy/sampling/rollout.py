@@ -105,8 +105,7 @@ def collect_rollout(
 def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop: Tensor) -> Tensor:
     """Return (sum of stop - start, hidden): the body's last states at tokens [start, stop) of each row, row after row.
 
-    Tokens count from the prompt's first real one; start and stop are (batch,). Padding is removed before reading.
-    """
+    Tokens count from the prompt's first real one; start and stop are (batch,). Padding is removed before reading."""
     give_back_free_memory(model.device)
     mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
     ids = torch.cat([rollout.prompts, rollout.responses], dim=1)[mask]
@@ -125,8 +124,7 @@ def response_logprobs(
 ) -> TokenLogprobs:
     """Log-probability and entropy of response tokens at the sampling temperature, both (batch, response), padding 0.
 
-    Logits are computed for real response tokens only, a chunk at a time: never (batch, time, vocabulary).
-    """
+    Logits are computed for real response tokens only, a chunk at a time: never (batch, time, vocabulary)."""
     prompt_lengths = rollout.prompt_mask.sum(1)
     # The state of the last prompt token predicts the first response token, and so on.
     hidden = states_between(model, rollout, prompt_lengths - 1, prompt_lengths - 1 + rollout.lengths)

@@ -34,8 +34,7 @@ class RowsAtOnce:
     def do(self, work: Callable[[int], T], *models: nn.Module) -> T:
         """Return `work(rows)`. If it runs out of memory, drop the models' gradients and retry with half the rows.
 
-        Raises ModelError if not even one row fits.
-        """
+        Raises ModelError if not even one row fits."""
         while True:
             try:
                 return work(self.rows)

@@ -72,8 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset_settings(ppo: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the preset named in a recipe's `ppo` section, which the section overrides; {} without a preset.
 
-    Pretraining text keeps its 8 rows per episode for any batch and number of minibatches in the section.
-    """
+    Pretraining text keeps its 8 rows per episode for any batch and number of minibatches in the section."""
     name = ppo.get("preset")
     if name not in PRESETS:
         return {}  # no preset, or an unknown one, which is refused when the section is read

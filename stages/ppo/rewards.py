@@ -66,12 +66,7 @@ def load_rewards(
 def load_ppo_rewards(config: PpoConfig, job: Job, roles: Roles) -> list[Part]:
     """Load PPO's rewards; a reward model that is already among the roles is reused."""
     reader = Reader(
-        roles.tokenizer,
-        job.parents["sft"],
-        roles.policy.device,
-        config.sampling.batch_size,
-        job.seed,
-        config.precision,
+        roles.tokenizer, job.parents["sft"], roles.policy.device, config.sampling.batch_size, job.seed, config.precision
     )
     loaded = None if roles.reward is None else LoadedModel(roles.reward, roles.as_reward)
     return load_rewards(config.rewards, job.parents, reader, loaded)

@@ -94,8 +94,7 @@ def load_roles(
 
     With `lora` there are two copies of the weights, or one if `shared_backbone` is set and possible. Without it,
     `offload_frozen` keeps reference and reward model on disk while they are unused. All models are in evaluation mode:
-    with dropout, the first ratio would not be 1.
-    """
+    with dropout, the first ratio would not be 1."""
     language_model = load_language_model(sft, device)
     policy, tokenizer = language_model
     if reward_model is not None:
@@ -135,8 +134,7 @@ def roles_over_one_backbone(
     """All roles over the SFT model's weights: the reference without adapters, the policy with new ones, reward and
     value model with the reward model's adapter and head, which the value model trains further.
 
-    Without a reward model the value model gets new adapters and a head drawn from the seed.
-    """
+    Without a reward model the value model gets new adapters and a head drawn from the seed."""
     reference, tokenizer = language_model
     reward: PreTrainedModel | None = None
     if reward_model is None:

@@ -56,8 +56,7 @@ def check_first_minibatch(step: Mapping[str, float], precision: str = "float32")
     """Raise ModelError unless ratio is 1, KL 0 and nothing clipped, as rounding allows, before any weight has changed.
 
     New and old log-probabilities are then of the same model. If they differ, sampling and training disagree on
-    temperature, masks, positions or dropout, and every later number would be wrong.
-    """
+    temperature, masks, positions or dropout, and every later number would be wrong."""
     ratio, kl, clipped = step["policy/mean_ratio"], step["policy/approx_kl"], step["policy/clip_fraction"]
     rounding = ROUNDING[precision]
     if abs(ratio - 1) > rounding.ratio or kl > rounding.approx_kl or clipped > rounding.clip_fraction:

@@ -79,8 +79,7 @@ def compare_losses(first: Mapping[str, RowLoss], second: Mapping[str, RowLoss]) 
     """Compare two models on their rows, which must be the same and at least one.
 
     The difference is a ratio of sums over rows (nats to bytes); its standard error is that of a ratio estimator
-    (Cochran 1977, 6.3), with rows as the independent samples and both models fixed.
-    """
+    (Cochran 1977, 6.3), with rows as the independent samples and both models fixed."""
     nats = [row.nats - second[name].nats for name, row in first.items()]
     sizes = [row.bytes for row in first.values()]
     n, total = len(nats), sum(sizes)

@@ -132,8 +132,7 @@ def encode_pair_records(
 ) -> tuple[Any, int]:
     """Demonstrations -> (datasets.Dataset, number dropped because prompt and answer together exceed max_length).
 
-    Columns: `prompt` and `answer` (ids), and `record`, the demonstration's index in `records`.
-    """
+    Columns: `prompt` and `answer` (ids), and `record`, the demonstration's index in `records`."""
     import pyarrow as pa
     from datasets import Dataset
 

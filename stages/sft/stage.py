@@ -166,8 +166,7 @@ def mix_pretraining(
 ) -> tuple[Any, MixedBatches | None, int, dict[str, Any]]:
     """-> (training rows including any pretraining text, sampler for both, optimiser steps, account of the text).
 
-    `epochs` counts passes over the demonstrations, with or without pretraining text.
-    """
+    `epochs` counts passes over the demonstrations, with or without pretraining text."""
     if not config.pretraining_data:
         return train, None, count_steps("sft", len(train), config.batch_size, config.epochs), {}
     share, n = config.pretraining_share, len(train)
@@ -191,8 +190,7 @@ def encode_records(
     """Demonstrations -> (datasets.Dataset of input_ids and labels, number dropped as longer than max_length).
 
     Labels are the ids of the assistant's tokens, EOS included, and IGNORED elsewhere; `record` is the demonstration's
-    index in `records`. The rows are an Arrow table, built in batches.
-    """
+    index in `records`. The rows are an Arrow table, built in batches."""
     import pyarrow as pa
     from datasets import Dataset
     from datasets.fingerprint import generate_random_fingerprint

@@ -24,8 +24,7 @@ class PackingCollator:
 
     Positions restart at 0 with each demonstration, which is how the model separates them; padding counts as
     demonstrations of one token. A demonstration's first token has no loss, because nothing of its own precedes it.
-    Pretraining text, marked by `is_text`, is packed in the same way.
-    """
+    Pretraining text, marked by `is_text`, is packed in the same way."""
 
     def __init__(self, pad_id: int, packed: bool) -> None:
         self.pad_id, self.packed = pad_id, packed
@@ -54,8 +53,7 @@ class MixedBatches(Sampler[int]):
 
     The first t batches contain `floor(t * batch * share)` rows of text, so the share is right over the run, and within
     one row in each batch. Both kinds are drawn without replacement, in a new order each pass. Demonstrations are the
-    rows [0, n_demonstrations), text the others. One iteration over the sampler is the whole run.
-    """
+    rows [0, n_demonstrations), text the others. One iteration over the sampler is the whole run."""
 
     def __init__(
         self, lengths: Sequence[int], n_demonstrations: int, batch: int, steps: int, share: float, seed: int

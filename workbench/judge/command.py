@@ -225,8 +225,7 @@ def add_votes(votes: Votes, record: Comparison) -> None:
     """Add the labeler's verdict on every pair of answers: 1 if the first is better, 0 for a tie, -1 if the second is.
 
     A hash of the texts decides which answer is first. Otherwise, in a file that always puts the better one first, all
-    verdicts would be 1, and agreement by chance would be overestimated.
-    """
+    verdicts would be 1, and agreement by chance would be overestimated."""
     if record.labeler is None:
         return
     prompt = prompt_text(record).encode()

@@ -126,10 +126,7 @@ def lines_done(partial: Path) -> int:
 
 
 def score_rows(
-    scorer: Scorer,
-    rows: Sequence[tuple[int, Row | DataError]],
-    options: argparse.Namespace,
-    unscored: Counter[str],
+    scorer: Scorer, rows: Sequence[tuple[int, Row | DataError]], options: argparse.Namespace, unscored: Counter[str]
 ) -> Iterator[bytes]:
     """Yield one line of JSON per row. Raises DataError if a row cannot be scored, unless --on-bad-row is null."""
     questions = [_question_or_error(number, row, options) for number, row in rows]

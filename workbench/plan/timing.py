@@ -66,8 +66,7 @@ def predict_seconds(
     """Return the seconds of each phase of an iteration, with this model in every role. Needs the memory for training
     one policy and one value model.
 
-    Raises ConfigError if the memory is too small.
-    """
+    Raises ConfigError if the memory is too small."""
     device = choose_device(config.device)
     hold_freed_memory(config, device)
     clock = Clock(device)

@@ -52,8 +52,7 @@ def build_tasks(
     """Return (tasks in order of appearance, number of rows left out by reason).
 
     `seen` are hashes of prompts that a model was trained on. At most `rows` per task are kept, sampled with the seed;
-    exemplars may be any of the task's rows.
-    """
+    exemplars may be any of the task's rows."""
     groups: dict[str, list[int]] = {}
     for place, record in enumerate(records):
         groups.setdefault(task_of(record, by), []).append(place)
@@ -91,8 +90,7 @@ def choices_of(
 ) -> tuple[Mapping[str, tuple[str, ...]], str | None]:
     """Return (row id -> its choices, where they come from: "meta", "targets" or None).
 
-    In a task with choices, a row without choices, or whose target is not one of them, is left out and counted.
-    """
+    In a task with choices, a row without choices, or whose target is not one of them, is left out and counted."""
     if rule.source == "none":
         return {}, None
     listed = {record.id: _listed_choices(record) for record in records}
@@ -128,8 +126,7 @@ def with_exemplars(
 ) -> tuple[Message, ...] | None:
     """Return a row's prompt with up to `shots` other rows of its task before the question, joined as in FLAN.
 
-    A row with the same prompt is never shown. Returns None if there is no other row, or for a dialogue.
-    """
+    A row with the same prompt is never shown. Returns None if there is no other row, or for a dialogue."""
     prompt = record.messages[:-1]
     if shots == 0:
         return prompt

@@ -26,8 +26,7 @@ class Estimate(NamedTuple):
 def normalise_answer(text: str) -> str:
     """Lower-case; remove punctuation, articles and extra spaces (SQuAD's official evaluation).
 
-    A step that would leave nothing is skipped: the answers "A" and "?" stay.
-    """
+    A step that would leave nothing is skipped: the answers "A" and "?" stay."""
     lowered = " ".join(text.lower().split())
     bare = " ".join(lowered.translate(PUNCTUATION).split()) or lowered
     return " ".join(ARTICLES.sub(" ", bare).split()) or bare
@@ -41,8 +40,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 def rouge_l(answer: str, references: Sequence[str]) -> float:
     """Return the F-measure of the longest common subsequence of words, for the best reference (Lin 2004, 2).
 
-    Words are runs of lower-cased letters and digits, unstemmed, as in the library rouge_score.
-    """
+    Words are runs of lower-cased letters and digits, unstemmed, as in the library rouge_score."""
     return max(_rouge_l(WORD.findall(answer.lower()), WORD.findall(text.lower())) for text in references)
 
 
@@ -77,8 +75,7 @@ def mean_of_tasks(tasks: Sequence[Sequence[float]]) -> Estimate:
     """Return the mean of the tasks' means, all tasks weighing the same (T0 6, FLAN 3).
 
     The interval is for other rows of these tasks, not for other tasks: tasks are strata, each with its own variance.
-    It is NaN if no task's rows differ, since then there is no variance to estimate it from.
-    """
+    It is NaN if no task's rows differ, since then there is no variance to estimate it from."""
     means = [mean_with_standard_error(values) for values in tasks]
     value = sum(one.mean for one in means) / len(means)
     half_width = Z_95 * math.sqrt(sum(one.standard_error**2 for one in means)) / len(means) or math.nan

@@ -44,8 +44,7 @@ class Reader(NamedTuple):
 def open_reader(name: str, model: str, store: CheckpointStore, template: str | None) -> Reader:
     """Open a directory, a name in the store, or a hub name; they are looked up in this order.
 
-    `template` None: the tokenizer's own, or "plain" if it has none. Raises ModelError or ConfigError.
-    """
+    `template` None: the tokenizer's own, or "plain" if it has none. Raises ModelError or ConfigError."""
     source, key = find_model(model, store)
     tokenizer = load_tokenizer(source)
     if tokenizer.eos_token_id is None:
