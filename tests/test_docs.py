@@ -31,6 +31,9 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 SETTING = re.compile(
     r"`((?:sft|comparisons|reward_model|select|ppo|evaluate|tracking|optimizer|lora)\.[a-z_.]+)(?<!\.py)`"
 )
+QUOTED = re.compile(r"\*\*`([^`]+)`\*\*")  # in docs/troubleshooting.md: a message; its variable parts are as VARIABLE
+VARIABLE = re.compile(r"\.\.\.|\b(?:FILE|ROW|COLUMN|NAME|MODEL|STAGE|SETTING|VALUE|N)\b")
+PACKAGES = ("data_schema", "checkpoint_store", "policy", "reward", "stages", "pipeline", "workbench")
 METRIC = re.compile(r"`((?:sft|reward_model|objective|reward|policy|value|monitor|evaluate)/[\w/]+)`")
 
 
@@ -73,6 +76,17 @@ def missing_link(page: Path, target: str) -> str | None:
     return f"{target}: no such heading" if anchor and anchor not in anchors_of(path) else None
 
 
+def texts_in(node: ast.AST) -> Iterator[str]:
+    """The string constants below a node, docstrings excluded; the variable parts of an f-string become NUL."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
+            yield from texts_in(child)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_function_a_page_names_is_there(page: Path) -> None:
     found = (missing_reference(file, name) for file, name in REFERENCE.findall(page.read_text(encoding="utf-8")))
@@ -85,6 +99,20 @@ def test_every_link_and_picture_of_a_page_leads_to_a_file_and_heading(page: Path
     targets = [a or b for a, b in LINK.findall(text)]
     inner = [target for target in targets if not re.match(r"[a-z]+:", target)]
     assert not list(filter(None, (missing_link(page, target) for target in inner)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_folder_of_the_packages_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(
+        rf"`((?:{'|'.join(PACKAGES)}|tests|scripts|benchmarks)/[\w/.]*)`", page.read_text(encoding="utf-8")
+    )
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_of_a_page_needs_scrolling(page: Path) -> None:
+    lines = FENCE.sub("", page.read_text(encoding="utf-8")).splitlines()
+    assert not [line for line in lines if len(line) > (160 if line.startswith("|") else 120)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -103,6 +131,27 @@ def test_every_whole_recipe_in_the_documents_loads(tmp_path: Path) -> None:
         path = tmp_path / "recipe.yaml"
         path.write_text(code)
         assert isinstance(load_recipe(path), Recipe)
+
+
+def test_every_message_quoted_in_troubleshooting_is_in_the_source() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quotes = [" ".join(quote.split()) for quote in QUOTED.findall(page)]
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    texts = (text for path in files for text in texts_in(ast.parse(path.read_text(encoding="utf-8"))))
+    source = "\n".join(" ".join(text.split()) for text in texts)
+    parts_of = {quote: [part.strip(" ':;,.()") for part in VARIABLE.split(quote)] for quote in quotes}
+    constant = {quote: [part for part in parts if len(part) >= 10] for quote, parts in parts_of.items()}
+    assert len(quotes) > 80
+    assert not [quote for quote, parts in constant.items() if not parts], "too short to be checked"
+    assert not [part for parts in constant.values() for part in parts if part not in source]
+
+
+def test_troubleshooting_names_no_metric_that_tracking_does_not_explain() -> None:
+    told = METRIC.findall((ROOT / "docs" / "tracking.md").read_text(encoding="utf-8"))
+    known = re.compile("|".join(re.sub("MODEL|PART", r"\\w+", name) for name in told))
+    named = METRIC.findall((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    assert named
+    assert not [name for name in named if not known.fullmatch(name)]
 
 
 def test_every_metric_that_a_stage_records_is_explained_and_no_other(chain: Chain) -> None:
