@@ -19,7 +19,7 @@ lint: $(INSTALLED)
 
 check: lint test
 
-bench: $(INSTALLED)  ## beside TRL on the same work; results in benchmarks/results (PPO's needs --peer-python: see the file)
+bench: $(INSTALLED)  ## compare with TRL on the same work; results in benchmarks/results (PPO's needs --peer-python: see the file)
 	$(BIN)/python benchmarks/kwise_speed.py
 	$(BIN)/python benchmarks/sft_packing.py
 	$(BIN)/python benchmarks/data_preparation.py

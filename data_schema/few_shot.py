@@ -79,8 +79,8 @@ class ChainOfThought:
             if used != wanted:
                 holds = " and ".join(f"{{{field}}}" for field in sorted(wanted, reverse=True))
                 raise DataError(
-                    f"chain_of_thought.{name} must contain {holds} and no other field, found '{pattern}'; double any"
-                    " other braces",
+                    f"chain_of_thought.{name} must contain {holds} and no other field, found '{pattern}'; write"
+                    " every other brace twice",
                     field=name,
                 )
 

@@ -24,7 +24,7 @@ def check_text(value: object, name: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:  # JSON can encode half a surrogate pair; UTF-8 cannot
-            raise DataError(f"'{name}' holds half a surrogate pair, which is not a character", field=name) from None
+            raise DataError(f"'{name}' contains half a surrogate pair, which is not a character", field=name) from None
     return value
 
 
@@ -114,7 +114,7 @@ class Comparison(_Record):
         object.__setattr__(self, "responses", tuple(self.responses))
         object.__setattr__(self, "ranks", tuple(self.ranks))
         if len(self.responses) < 2:
-            raise DataError(f"'responses' must hold two or more, found {len(self.responses)}", field="responses")
+            raise DataError(f"'responses' must have two or more, found {len(self.responses)}", field="responses")
         for i, response in enumerate(self.responses):
             check_text(response, f"responses[{i}]")
         if len(self.ranks) != len(self.responses):
@@ -252,7 +252,7 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
         extra = [key for key, content in item.items() if key not in ("role", "content") and content]
         if extra:
             raise DataError(
-                f"'{name}[{i}]' also has '{extra[0]}', which a message here cannot hold; move it to another column",
+                f"'{name}[{i}]' also has '{extra[0]}', which a message cannot contain; move it to another column",
                 field=name,
             )
         try:

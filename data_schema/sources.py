@@ -108,7 +108,7 @@ def load(source: Source, kind: type[R], seed: int = 0) -> Records[R]:
         why = (
             f"all were dropped ({told})" if dropped else "there are no rows (after skip)" if source.skip else "no rows"
         )
-        raise DataError(f"{source.path}: no {KIND_NAMES[kind]} left: {why}; change the data or skip", field="path")
+        raise DataError(f"{source.path}: no {KIND_NAMES[kind]} left: {why}; check data, format, skip", field="path")
     log.info(
         "%s: format %s, %d %s, dropped %d%s",
         source.path, form, len(records), KIND_NAMES[kind], sum(dropped.values()), f" ({told})" if told else "",

@@ -117,7 +117,7 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
     """`run RECIPE [options] [overrides]`, or `STAGE --config RECIPE [options] [overrides]`."""
     parser = argparse.ArgumentParser(prog=f"triptych {command}", add_help=False, allow_abbrev=False)
     if command == "run":
-        parser.add_argument("recipe", nargs="?", type=Path)
+        parser.add_argument("recipe", nargs="?", type=Path, help="recipe file")
         parser.add_argument(
             "--from", dest="first", metavar="STAGE", help="start at this stage; earlier stages must be done already"
         )
@@ -179,7 +179,7 @@ def look_into_store(command: str, words: Sequence[str]) -> None:
     """`log NAME` and `verify [NAME]`."""
     parser = argparse.ArgumentParser(prog=f"triptych {command}", allow_abbrev=False)
     parser.add_argument(
-        "name", nargs=None if command == "log" else "?", help="a checkpoint's name, such as quickstart/ppo, or key"
+        "name", nargs=None if command == "log" else "?", help="checkpoint: a name such as quickstart/ppo, or a key"
     )
     parser.add_argument(
         "--root", type=Path, default=DEFAULT_ROOT, help="folder for checkpoints and runs (default: out)"

@@ -1,8 +1,7 @@
 """Put rewards on a defined scale, so that PPO's KL penalty has a defined strength.
 
-Training determines only differences of rewards, so their zero is arbitrary. InstructGPT (section 3.5) shifts it to the
-mean score of the demonstrations. lm-human-preferences sets mean and spread on samples of the reference policy.
-"""
+Training leaves the zero of rewards arbitrary. InstructGPT (section 3.5) puts it at the demonstrations' mean score;
+lm-human-preferences sets mean and spread on samples of the reference policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +35,8 @@ def from_reference_samples(
     raw = _checked(rewards)
     if raw.min() == raw.max():
         raise ModelError(
-            f"all {len(raw)} reference samples score {raw[0].item():.4g}: no gain can spread them; use demonstrations."
+            f"all {len(raw)} reference samples score {raw[0].item():.4g}: no gain can spread them; "
+            "set reward_model.normalise_on: demonstrations"
         )
     gain = target_std / raw.std(correction=0).item()
     return RewardNormalisation(gain, target_mean - gain * raw.mean().item())

@@ -121,7 +121,7 @@ def kwise_ranking_loss(rewards: Tensor, pairs: PairIndex) -> Tensor:
 def pair_losses(difference: Tensor, margin: Tensor | None, p_winner: Tensor | None) -> Tensor:
     """(pairs,) loss of each difference r_winner - r_loser."""
     if margin is not None and p_winner is not None:
-        raise ValueError("margin and p_chosen are both given; give a margin (certain winner) or a soft label.")
+        raise ValueError("margin and p_chosen are both given; give only one of them.")
     if p_winner is not None:
         p = p_winner.to(difference)
         return -p * logsigmoid(difference) - (1 - p) * logsigmoid(-difference)

@@ -20,7 +20,7 @@ from reward.normalisation import RewardNormalisation
 
 def from_language_model(source: str | Path, device: torch.device, seed: int) -> PreTrainedModel:
     """Build a scalar model on a language model's body, with a random head of standard deviation 1/sqrt(d+1)
-    (lm-human-preferences; Huang et al. 2023, detail 11)."""
+    (lm-human-preferences; Huang et al. 2024, detail 11)."""
     check_decoder_only(source)
     with clear_load_errors(source, "language model"):
         model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)

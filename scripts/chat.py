@@ -148,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint's name or key, or a directory")
     parser.add_argument("--root", type=Path, default=Path("out"), help="folder with the store (default: out)")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this prompt and exit")
-    parser.add_argument("--temperature", type=positive, default=1.0, help="lower: likelier words; default 1, as in PPO")
-    parser.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="answer's limit (default: 64)")
+    parser.add_argument("--temperature", type=positive, default=1.0, help="sampling temperature (default: 1)")
+    parser.add_argument("--max-new-tokens", type=count, default=64, metavar="N", help="length limit (default: 64)")
     parser.add_argument(
         "--template", default="tokenizer", help="template's name, such as chatml (default: the tokenizer's own)"
     )

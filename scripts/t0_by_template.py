@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("index", type=Path, help="index of template names, one line per row")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--hold-out", nargs="*", default=[], metavar="FAMILY", help="families to hold out")
-    parser.add_argument("--longest-answer", type=int, metavar="N", help="limit in characters (default: none)")
+    parser.add_argument("--longest-answer", type=int, metavar="N", help="see above; in characters (default: none)")
     options = parser.parse_args(arguments)
     try:
         counts = split_by_template(options.data, options.index, options.out, options.hold_out, options.longest_answer)

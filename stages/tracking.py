@@ -163,7 +163,7 @@ class Tracker:
                 self._run = wandb.init(**options)
             except Exception as error:
                 if mode == "online":
-                    log.warning("wandb: cannot go online (%s); staying offline, use `wandb sync` later", _line(error))
+                    log.warning("wandb: cannot go online (%s); staying offline, upload with `wandb sync`", _line(error))
                 wandb.teardown()  # a failed start, or a run not finished in this process, would keep the run's id
                 self._run = wandb.init(**{**options, "mode": "offline"})
 

@@ -176,7 +176,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "prompts apart": (IMPLICIT | {"rejected": talk("Tip?", "No.")}, Comparison, "differ in the last message only"),
     "no answer inside": (IMPLICIT | {"chosen": talk("A?")}, Comparison, "'chosen' must end with the assistant"),
     "empty ranked output": (ALPACA | {"output": ["a", ""]}, Comparison, r"'output\[1\]' is empty"),
-    "one ranked output": (ALPACA | {"output": ["a"]}, Comparison, "must hold two or more, found 1"),
+    "one ranked output": (ALPACA | {"output": ["a"]}, Comparison, "must have two or more, found 1"),
     "bad history": (LIMA | {"history": [["a"]]}, Prompt, r"'history\[0\]' must be \[question, answer\]"),
     "unknown role": ({"messages": [{"role": "human", "content": "a"}]}, Prompt, "one of system, user, assistant"),
 }

@@ -63,7 +63,7 @@ def test_a_prompt_ends_with_the_user() -> None:
 
 
 BAD_COMPARISONS: dict[str, tuple[dict[str, Any], str]] = {
-    "one response": ({"responses": ("a",), "ranks": (1,)}, "'responses' must hold two or more, found 1"),
+    "one response": ({"responses": ("a",), "ranks": (1,)}, "'responses' must have two or more, found 1"),
     "a rank too few": ({"ranks": (1, 2)}, "found 2 for 3"),
     "rank zero": ({"ranks": (0, 1, 2)}, "from 1 .best., found a number .0."),
     "rank true": ({"ranks": (True, 1, 2)}, "found a boolean .true."),

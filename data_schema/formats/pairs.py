@@ -221,7 +221,7 @@ def tldr_prompt(info: Row) -> tuple[Message, ...]:
 def tldr_comparisons(row: Row) -> Ranking:
     info, summaries = object_of(row, "info"), objects_of(row, "summaries")
     if len(summaries) != 2:
-        raise DataError(f"'summaries' must hold two, found {len(summaries)}", field="summaries")
+        raise DataError(f"'summaries' must have two, found {len(summaries)}", field="summaries")
     texts = [value_of(summary, "text") for summary in summaries]
     meta = {
         **rest(row, "info", "summaries", "choice", "worker"),

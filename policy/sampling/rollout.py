@@ -74,7 +74,7 @@ def collect_rollout(
     a prompt's `answers_each` answers follow each other."""
     device = model.device
     prompt_ids, prompt_mask = (part.to(device) for part in pad(prompts, pad_id, "left"))
-    # Prompts of similar length share a batch: each batch takes as long as its longest prompt, and padding is wasted.
+    # Prompts of similar length share a batch, since each batch takes as long as its longest prompt.
     order = prompt_mask.sum(1).argsort(stable=True)
     n = len(prompts) * answers_each
     tokens = torch.full((n, max_new_tokens), pad_id, device=device)

@@ -62,5 +62,5 @@ def check_first_minibatch(step: Mapping[str, float], precision: str = "float32")
     if abs(ratio - 1) > rounding.ratio or kl > rounding.approx_kl or clipped > rounding.clip_fraction:
         raise ModelError(
             f"ppo: before the first update ratio is {ratio:.6f} (not 1), approx-KL {kl:.2e} (not 0), clip fraction "
-            f"{clipped:.4f} (not 0): the model is not the same in training as in sampling."
+            f"{clipped:.4f} (not 0): in training the model gives other probabilities than in sampling; report this bug."
         )

@@ -26,7 +26,7 @@ class LabelConfig:
         check_bounds(self, noise=(0, 0.49))
         if self.margins and (self.noise or self.merge_labelers):
             soft = "noise" if self.noise else "merge_labelers"
-            raise ConfigError(f"reward_model.labels has margins and {soft}; a margin needs a sure winner, so set one")
+            raise ConfigError(f"reward_model.labels has margins and {soft}; margins need a sure winner: set only one")
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,4 @@ class RewardModelConfig:
             raise ConfigError("reward_model.ensemble is above 1, but its members are adapters; set reward_model.lora")
         check_bounds(self, frozen_layers=COUNT)
         if self.frozen_layers is not None and self.lora is not None:
-            raise ConfigError("reward_model has frozen_layers and lora; frozen layers take no adapters, so set one")
+            raise ConfigError("reward_model has frozen_layers and lora; frozen layers take no adapters: set only one")

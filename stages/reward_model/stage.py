@@ -198,7 +198,7 @@ def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:
     if not labels.merge_labelers:
         return train
     merged = merge_labelers(train)
-    logger.info("reward_model: merged %d comparisons to %d", len(train), len(merged))
+    logger.info("reward_model: merged %d comparisons into %d", len(train), len(merged))
     return merged
 
 

@@ -40,7 +40,7 @@ def command(words: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args(words)
     if options.step < 1 or options.episodes < 0:
-        raise ConfigError(f"--step is {options.step} and --episodes {options.episodes}; give at least 1 and 0")
+        raise ConfigError(f"--step is {options.step} (minimum 1), --episodes is {options.episodes} (minimum 0)")
     run = read_run(options.run)
 
     import torch  # imported late, so that the errors above appear without delay

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "Differences are taken from the first model.",
     )
     add, default = made.add_argument, TaskEvaluation
-    add("--models", nargs="+", required=True, metavar="NAME=MODEL", help="models: directory, store name, or hub name")
+    add("--models", nargs="+", required=True, metavar="NAME=MODEL", help="models: folder, store name, or hub name")
     add("--tasks", nargs="+", required=True, metavar="SOURCE", help="files, folders or data sets of demonstrations")
     add("--shots", type=int, default=default.shots, help="exemplars of the task before each question (default: 0)")
     add(
