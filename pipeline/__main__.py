@@ -177,14 +177,15 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
 
 def look_into_store(command: str, words: Sequence[str]) -> None:
     """`log NAME` and `verify [NAME]`."""
-    parser = argparse.ArgumentParser(prog=f"triptych {command}", allow_abbrev=False)
-    parser.add_argument(
-        "name", nargs=None if command == "log" else "?", help="checkpoint: a name such as quickstart/ppo, or a key"
-    )
+    about = "Show a checkpoint's history." if command == "log" else "Check the hashes of a checkpoint, or of all."
+    parser = argparse.ArgumentParser(prog=f"triptych {command}", description=about, allow_abbrev=False)
+    name = "checkpoint: a name such as quickstart/ppo, or a key"
+    parser.add_argument("name", nargs=None if command == "log" else "?", help=name)
     parser.add_argument(
         "--root", type=Path, default=DEFAULT_ROOT, help="folder for checkpoints and runs (default: out)"
     )
-    parser.add_argument("--verbose", action="store_true", help="show every metric and setting")
+    if command == "log":
+        parser.add_argument("--verbose", action="store_true", help="show every metric and setting")
     options = parser.parse_args(words)
 
     from checkpoint_store import CheckpointStore, format_lineage

@@ -275,11 +275,11 @@ def test_a_message_without_its_parent_is_a_bad_row(tmp_path: Path) -> None:
     rows = [*flat(TREE["prompt"]), {"message_id": "x", "parent_id": "gone", "role": "assistant", "text": "Oh."}]
     path = write(tmp_path / "flat.jsonl", rows)
     with pytest.raises(
-        DataError, match=rf"flat.jsonl:{len(rows)}: the message it replies to is not there, found .*gone"
+        DataError, match=rf"flat.jsonl:{len(rows)}: the message it replies to is missing from the data, found .*gone"
     ):
         load(Source(path), Demonstration)
     kept = load(Source(path, on_bad_row="drop"), Demonstration)
-    assert (len(kept), kept.dropped) == (2, {"the message it replies to is not there": 1})
+    assert (len(kept), kept.dropped) == (2, {"the message it replies to is missing from the data": 1})
 
 
 # Rows that nobody can use and that the format is known for: always dropped, by this name.

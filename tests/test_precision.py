@@ -111,7 +111,7 @@ def test_in_bfloat16_too_a_run_stops_where_sampling_and_training_disagree(chain:
     found = experienced(chain, roles, roll_out(roles, config), config, 0.1)
     cooler = replace(config, sampling=replace(config.sampling, temperature=0.8))
     orders = [torch.arange(config.rollout_batch)]
-    with pytest.raises(ModelError, match="not the same in training as in sampling"):
+    with pytest.raises(ModelError, match="gives other probabilities than in sampling"):
         improve(learner, found, 0.1, None, cooler, iter(orders), 1, [])
     improve(learner, found, 0.1, None, config, iter(orders), 1, [])
 

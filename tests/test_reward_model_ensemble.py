@@ -353,5 +353,5 @@ def test_labels_reach_the_training(small_base: Path, tmp_path: Path, labels: Lab
 
 
 def test_margins_and_soft_labels_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="margins and noise; a margin needs a sure winner"):
+    with pytest.raises(ConfigError, match="margins and noise; margins need a sure winner"):
         LabelConfig(margins=True, noise=0.1)

@@ -179,7 +179,7 @@ def _tree(row: Row) -> dict[str, Any]:
     if "prompt" in row:
         raise DataError(f"'prompt' must be a message with replies, found {describe(root)}", field="prompt")
     parent = row.get("parent_id")
-    raise DataError(f"the message it replies to is missing from the data: parent_id {parent}", field="parent_id")
+    raise DataError(f"the message it replies to is missing from the data, found parent_id {parent}", field="parent_id")
 
 
 def oasst_demonstrations(row: Row, origin: Origin) -> Outcome:

@@ -40,7 +40,9 @@ def _questions(tree: Row) -> Iterator[Question | Drop]:
     """Depth first, as a reader would go; the messages below one that is dropped are left out with it."""
     if "prompt" not in tree:  # a message of a table that belongs to no tree
         parent = tree.get("parent_id")
-        raise DataError(f"the message it replies to is missing from the data: parent_id {parent}", field="parent_id")
+        raise DataError(
+            f"the message it replies to is missing from the data, found parent_id {parent}", field="parent_id"
+        )
     if tree.get("tree_state") not in (None, "ready_for_export"):
         yield Drop("tree not ready for export")
         return
