@@ -26,6 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 OUTSIDE = {"scripts", "tests", "benchmarks"}  # not in the wheel
 MODELS = {"torch", "transformers", "trl", "peft", "accelerate", "wandb"}
 TABLES = {"pyarrow", "datasets", "pandas"}
+DOTTED = re.compile(rf"(?:{'|'.join(MAY_IMPORT)})(?:\.\w+)+")  # a text that names a module
+COMMAND_LINE = ("pipeline", "__main__.py")  # names the workbench's commands as text, on purpose
 MOST_FILES = 16  # in a folder, __init__.py not counted
 MOST_LINES = 300
 WHOLE = {  # tests of the project rather than of one file
@@ -42,7 +44,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of all that a file imports: inside functions, under TYPE_CHECKING, or from a text that is
-    passed to import_module. Of `from a import b` both a and a.b are given, as b may be a file."""
+    passed to import_module or names a module. Of `from a import b` both a and a.b are given, as b may be a file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -57,11 +59,17 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             "__import__",
         ):
             yield from ((node.lineno, each.value) for each in node.args if isinstance(each, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.parts[-2:] != COMMAND_LINE:
+            name = node.value.partition(":")[0]  # module:function
+            if DOTTED.fullmatch(name):
+                yield node.lineno, name
 
 
 def wrong_imports(root: Path) -> list[str]:
-    """Imports of packages that a package does not stand on, and of model libraries where data are defined."""
-    found = []
+    """Imports of packages that a package does not stand on, and of model libraries where data are defined; packages
+    that have no place in the order."""
+    packages = {path.parent.name for path in root.glob("[!.]*/__init__.py")}
+    found = [f"{name} is not in MAY_IMPORT" for name in sorted(packages - MAY_IMPORT.keys() - OUTSIDE)]
     for package, below in MAY_IMPORT.items():
         refused = (MAY_IMPORT.keys() | OUTSIDE) - below - {package}
         if package in ("data_schema", "checkpoint_store"):
@@ -74,9 +82,15 @@ def wrong_imports(root: Path) -> list[str]:
 
 
 def circles(root: Path) -> list[str]:
-    """The strongly connected components of more than one file, over all imports."""
+    """The strongly connected components of more than one file, over all imports. To import a.b.c also runs the
+    __init__.py of a and of a.b."""
     files = modules(root)
-    follows = {name: {t for _, t in imports(path) if t in files and t != name} for name, path in files.items()}
+    follows = {}
+    for name, path in files.items():
+        targets = {target for _, target in imports(path)}
+        packages = {".".join(t.split(".")[:i]) for t in targets for i in range(1, t.count(".") + 1)}
+        outer = {p for p in packages if not f"{name}.".startswith(f"{p}.")}
+        follows[name] = ((targets | outer) & files.keys()) - {name}
     reached: dict[str, set[str]] = {}
     for name in files:
         seen: set[str] = set()
@@ -110,11 +124,14 @@ def crowded_folders(root: Path) -> list[str]:
 
 
 def files_that_want_a_folder(root: Path) -> list[str]:
-    """Two files whose names begin alike before an underscore; a leading underscore makes no prefix."""
+    """Two files, or a file and a folder, whose names begin alike before an underscore (`stop.py` and `stop_early.py`
+    do); a leading underscore makes no prefix."""
     found = []
-    for folder, names in source_folders(root):
-        prefixes = Counter(name.partition("_")[0] for name in names if "_" in name.strip("_"))
-        found += [f"{folder.relative_to(root)}: {prefix}_*" for prefix, n in prefixes.items() if n > 1 and prefix]
+    for folder, files in source_folders(root):
+        names = [*files, *(path.name for path in folder.iterdir() if path.is_dir())]
+        prefixes = Counter(name.partition("_")[0] for name in names)
+        parted = {name.partition("_")[0] for name in names if "_" in name.strip("_")} - {""}
+        found += [f"{folder.relative_to(root)}: {prefix}_*" for prefix in sorted(parted) if prefixes[prefix] > 1]
     return found
 
 
@@ -128,10 +145,12 @@ def long_files(root: Path) -> list[str]:
 
 
 def folders_that_say_too_little(root: Path) -> list[str]:
-    """Every folder's __init__.py begins with a docstring of one line, and README's map has the same line."""
+    """Every folder's __init__.py begins with a docstring of one line, and README's map has the same line; the map has
+    no other folder."""
     readme = (root / "README.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| \[([\w/]+)/\]\(\1\) \| (.+) \|$", readme, re.M))
-    found = []
+    folders = {folder.relative_to(root).as_posix() for folder, _ in source_folders(root)}
+    found = [f"README.md lists {name}/, which is not a package's folder" for name in sorted(told.keys() - folders)]
     for folder, _ in source_folders(root):
         name = folder.relative_to(root).as_posix()
         init = folder / "__init__.py"
@@ -145,13 +164,14 @@ def folders_that_say_too_little(root: Path) -> list[str]:
 
 def misnamed_tests(root: Path) -> list[str]:
     """A test is named after a source file: its name, with its folder's before it if need be, and then perhaps what it
-    is about. `test_ppo_stage_options.py` tests stages/ppo/stage.py."""
+    is about. `test_ppo_stage_options.py` tests stages/ppo/stage.py. No test is in a folder below tests/."""
     names: set[str] = set()
     for name in modules(root):
         parts = [part.strip("_") for part in name.split(".")]
         if parts[0] != "tests":
             names |= {"_".join(parts[i:]) for i in range(len(parts))}
-    tests = [path.stem.removeprefix("test_") for path in sorted((root / "tests").glob("test_*.py"))]
+    paths = sorted((root / "tests").rglob("test_*.py"))
+    tests = [p.relative_to(root / "tests").with_suffix("").as_posix().removeprefix("test_") for p in paths]
     return [test for test in tests if test not in WHOLE and not any(f"{test}_".startswith(f"{n}_") for n in names)]
 
 
@@ -173,6 +193,8 @@ def test_the_house_keeps_its_rules(rule: Rule) -> None:
     assert rule(ROOT) == []
 
 
+SOUND_MAP = "\n".join(f"| [{package}/]({package}) | The package {package}. |" for package in MAY_IMPORT)
+
 # What is planted into a tree without fault -> the rule that finds it, and a part of what it says.
 OFFENDERS: list[tuple[dict[str, str], Rule, str]] = [
     ({"policy/kl.py": "import reward"}, wrong_imports, "policy/kl.py:1 imports reward"),
@@ -183,6 +205,9 @@ OFFENDERS: list[tuple[dict[str, str], Rule, str]] = [
     ({"reward/score.py": "import scripts.chat"}, wrong_imports, "reward/score.py:1 imports scripts"),
     ({"data_schema/rows.py": "import torch"}, wrong_imports, "data_schema/rows.py:1 imports torch"),
     ({"policy/kl.py": "from . import masks"}, wrong_imports, "policy/kl.py:1 imports a relative name"),
+    ({"stages/job.py": "from importlib import import_module as f\nf('pipeline.plan')"}, wrong_imports, "job.py:2"),
+    ({"stages/job.py": "RUNNER = 'pipeline.runner:run_pipeline'"}, wrong_imports, "job.py:1 imports pipeline"),
+    ({"gadgets/__init__.py": "import reward"}, wrong_imports, "gadgets is not in MAY_IMPORT"),
     ({"policy/a.py": "from policy import b", "policy/b.py": "import policy.a"}, circles, "policy.a <-> policy.b"),
     (
         {
@@ -193,24 +218,31 @@ OFFENDERS: list[tuple[dict[str, str], Rule, str]] = [
         circles,
         "policy.a <-> policy.b <-> policy.c",
     ),
+    (
+        {"policy/m/__init__.py": "from policy.b import B", "policy/m/a.py": "", "policy/b.py": "import policy.m.a"},
+        circles,
+        "policy.b <-> policy.m",
+    ),
     ({f"reward/file{i}.py": "" for i in range(MOST_FILES + 1)}, crowded_folders, f"reward has {MOST_FILES + 1} files"),
     ({"stages/ppo_stop.py": "", "stages/ppo_roles.py": ""}, files_that_want_a_folder, "stages: ppo_*"),
+    ({"stages/stop.py": "", "stages/stop_early.py": ""}, files_that_want_a_folder, "stages: stop_*"),
+    ({"stages/ppo/__init__.py": "", "stages/ppo_stop.py": ""}, files_that_want_a_folder, "stages: ppo_*"),
     ({"stages/job.py": "\n" * (MOST_LINES + 1)}, long_files, f"stages/job.py has {MOST_LINES + 1} lines"),
     ({"policy/maths/kl.py": ""}, folders_that_say_too_little, "policy/maths/__init__.py has no docstring"),
     ({"policy/__init__.py": '"""Two\nlines."""'}, folders_that_say_too_little, "policy/__init__.py has no docstring"),
     ({"policy/__init__.py": '"""Another."""'}, folders_that_say_too_little, "policy: 'Another.' in __init__.py"),
+    ({"README.md": f"{SOUND_MAP}\n| [policy/old/](policy/old) | Old. |"}, folders_that_say_too_little, "policy/old/"),
     ({"tests/test_elsewhere.py": ""}, misnamed_tests, "elsewhere"),
+    ({"tests/below/test_job.py": ""}, misnamed_tests, "below/test_job"),
 ]
 
 
 @pytest.fixture
 def sound_tree(tmp_path: Path) -> Path:
-    rows = []
     for package in MAY_IMPORT:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(f'"""The package {package}."""\n')
-        rows.append(f"| [{package}/]({package}) | The package {package}. |")
-    (tmp_path / "README.md").write_text("\n".join(rows))
+    (tmp_path / "README.md").write_text(SOUND_MAP)
     (tmp_path / "tests").mkdir()
     (tmp_path / "stages" / "job.py").write_text("from policy import ModelError\n")
     (tmp_path / "tests" / "test_job.py").touch()
