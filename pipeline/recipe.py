@@ -7,6 +7,7 @@ source may be a bare path, and a single source may replace a list of one. `ppo.p
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
@@ -123,6 +124,11 @@ def dataclass_in(kind: Any) -> Any:
     return next((each for each in kinds if is_dataclass(each)), None)
 
 
+def _may_be_section(value: Any) -> bool:
+    """Whether it is a mapping, null, or the path of a file with the section, which jsonargparse reads."""
+    return value in (None, "null") or isinstance(value, dict) or (isinstance(value, str) and os.path.isfile(value))
+
+
 def _check_keys(rows: dict[str, Any], kind: Any, section: str = "") -> None:
     """Refuse settings that `kind` does not have, at any depth; jsonargparse ignores some of them."""
     hints = get_type_hints(kind)
@@ -132,8 +138,7 @@ def _check_keys(rows: dict[str, Any], kind: Any, section: str = "") -> None:
             owner = f"'{section}' has" if section else "a recipe has"
             raise ConfigError(f"{owner} no setting '{key}'." + (f" Did you mean '{near[0]}'?" if near else ""))
         name = f"{section}.{key}".lstrip(".")
-        is_section = value in (None, "null") or isinstance(value, dict) or Path(str(value)).is_file()
-        if dataclass_in(hints[key]) and not is_section:
+        if dataclass_in(hints[key]) and not _may_be_section(value):
             raise ConfigError(f"'{name}' is {value}; it must be {_described(hints[key])}")
         inner = [each for each in (hints[key], *get_args(hints[key])) if is_dataclass(each)]
         for part in value if isinstance(value, list) else [value]:

@@ -218,3 +218,14 @@ def test_a_copy_on_disk_stands_in_for_a_data_set_and_its_folders(tmp_path: Path)
     assert recipe.evaluate.prompts == load_recipe(path).evaluate.prompts
     with pytest.raises(ConfigError, match="the recipe has no data source 'owner/sett'"):
         load_recipe(path, copies={"owner/sett": "copy.jsonl"})
+
+
+@pytest.mark.parametrize("value", ["3", "x" * 5000, "[1, 2]"])
+def test_a_section_that_is_no_mapping_is_named_with_settings_it_could_have(recipe: Path, value: str) -> None:
+    message = complaint(recipe, f"--ppo.sampling={value}")
+    assert "'ppo.sampling' is " in message and "a section with settings such as max_new_tokens" in message
+
+
+def test_a_long_list_of_sources_is_read(recipe: Path) -> None:
+    sources = ", ".join(f"{{path: data_{i}.jsonl}}" for i in range(100))
+    assert len(load_recipe(recipe, [f"--sft.data=[{sources}]"]).sft.data) == 100
