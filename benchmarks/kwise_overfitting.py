@@ -72,7 +72,7 @@ def train(
                 record.append(row)
                 print(row, file=sys.stderr, flush=True)
 
-    share = shares_prompts(model, rows, pad_id)
+    share = shares_prompts(model, rows)
     trainer = RankingTrainer(
         model=RankingModule(model),
         args=TrainingArguments(

@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         store_normalisation(model, RewardNormalisation())
         rows = [Ranking(prompt, answers, tuple(ranks)) for prompt, answers, ranks in data]
-        shared = shares_prompts(model, rows, PAD)
+        shared = shares_prompts(model, rows)
         trainer: Any = RankingTrainer(
             model=RankingModule(model),
             args=TrainingArguments(**settings(options, options.prompts, 1)),

@@ -58,7 +58,7 @@ def make_roles(model: str, config: Any) -> Any:
     """Make the four roles with random weights; the reward model's training does not matter here."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from policy.language_model import add_lora
+    from policy.adapters import add_lora
     from policy.memory.shared_weights import share_weights
     from reward.adapter import scalar_model_over
     from reward.normalisation import RewardNormalisation
@@ -117,7 +117,7 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
             max_new_tokens=config.sampling.max_new_tokens,
             temperature=1.0,
             batch_size=config.sampling.batch_size,
-            eos_id=-1,  # never sampled
+            stop_ids=[],
             pad_id=0,
             rng=rng,
         )

@@ -49,7 +49,7 @@ def make_roles(options: argparse.Namespace) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
-    from policy.language_model import add_lora
+    from policy.adapters import add_lora
     from policy.memory.shared_weights import share_weights
     from reward.adapter import scalar_model_over
     from reward.normalisation import RewardNormalisation
@@ -144,7 +144,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         clock = [time.perf_counter()]
         rollout = collect_rollout(
             roles.policy, prompts[i * options.batch : (i + 1) * options.batch], max_new_tokens=options.response_len,
-            temperature=1.0, batch_size=64, eos_id=roles.tokenizer.eos_token_id if options.stop == "eos" else -1,
+            temperature=1.0, batch_size=64, stop_ids=[roles.tokenizer.eos_token_id] if options.stop == "eos" else [],
             pad_id=0, rng=rng,
         )  # fmt: skip
         clock.append(time.perf_counter())

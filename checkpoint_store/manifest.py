@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -17,6 +18,9 @@ from typing import Any, NoReturn
 from checkpoint_store.errors import StoreError
 
 FORMAT = 1
+DEEPEST = 32  # levels of nesting in a manifest; ours have 6
+LONGEST_INTEGER = 300  # digits: more do not fit a float
+LONGEST_SHOWN = 60  # characters of a wrong value in a message
 KEY_PATTERN = re.compile(r"[0-9a-f]{20}")
 LIBRARIES = (
     *("triptych", "torch", "transformers", "tokenizers", "safetensors"),
@@ -55,29 +59,36 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str = "manifest.json") -> Manifest:
-        """Parse a manifest. Raises StoreError, naming `where`, for bad JSON, another format, wrong keys or types."""
-        try:
-            values = json.loads(text, parse_constant=_refuse_constant)
-        except ValueError as error:
-            raise _damaged(where, f"is not valid JSON ({error})") from None
+    def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
+        """Parse a manifest. Raises StoreError, naming `where`, for bad JSON, another format, wrong fields or values."""
+        values = _parse(text, where)
         if not isinstance(values, dict):
-            raise _damaged(where, f"is a JSON {type(values).__name__}, not an object")
+            raise _damaged(where, f"is {_kind_of(values)}, not an object")
         if values.get("format") != FORMAT:
             raise StoreError(
-                f"{where}: format is {values.get('format')!r}, but this version of triptych reads format {FORMAT}; "
-                "use the version that wrote it"
+                f"{where}: its format is {_shown(values.get('format'))}, but this version of triptych reads format "
+                f"{FORMAT}; use the version that wrote it"
             )
-        _check_keys(values, cls, where)
+        _check_fields(values, cls, where)
         for name, kind in _FIELD_KINDS.items():
-            if not isinstance(values[name], kind) or isinstance(values[name], bool):
-                found = type(values[name]).__name__
-                raise _damaged(where, f"field {name!r} is a {found}, not a {kind.__name__}")
+            _check_kind(values[name], kind, f"field '{name}'", where)
         for name in ("parents", "libraries"):
             if not all(isinstance(value, str) for value in values[name].values()):
-                raise _damaged(where, f"field {name!r} must map text to text")
+                raise _damaged(where, f"field '{name}' must map text to text")
+        for role, account in values["data"].items():
+            _check_kind(account, dict, f"'{role}' in the field 'data'", where)
+            dropped = account.get("dropped", {})
+            _check_kind(dropped, dict, f"'dropped' of '{role}' in the field 'data'", where)
+            if not all(type(count) is int for count in dropped.values()):
+                raise _damaged(where, f"'dropped' of '{role}' in the field 'data' must map reasons to numbers of rows")
+        if not KEY_PATTERN.fullmatch(values["key"]):
+            raise _damaged(where, f"field 'key' is {_shown(values['key'])}, not 20 hex digits")
+        try:
+            datetime.fromisoformat(values["created"])
+        except ValueError:
+            raise _damaged(where, f"field 'created' is {_shown(values['created'])}, not a date and time") from None
         if values["folder"] and not _is_safe(values["folder"]):
-            raise _damaged(where, f"field 'folder' points outside the checkpoint: {values['folder']!r}")
+            raise _damaged(where, f"field 'folder' points outside the checkpoint: {_shown(values['folder'])}")
         files = tuple(_file_entry(entry, where) for entry in values["files"])
         return cls(**{**values, "files": files})
 
@@ -88,17 +99,82 @@ _FIELD_KINDS: dict[str, type] = {
     "seed": int,
     "files": list,
 }
+_KINDS: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"),
+    (int, "a whole number"),
+    (float, "a number with a fraction"),
+    (str, "text"),
+    (list, "a list"),
+    (dict, "an object"),
+    (type(None), "null"),
+)
 
 
 def _damaged(where: str, problem: str) -> StoreError:
-    return StoreError(f"{where}: {problem}; restore it from a copy, or delete that checkpoint and run its stage again")
+    return StoreError(
+        f"{where}: {problem}; restore it from a copy, or delete that checkpoint (`triptych rm`) and run its stage again"
+    )
+
+
+def _parse(text: str | bytes, where: str) -> Any:
+    try:
+        decoded = text if isinstance(text, str) else text.decode()
+        values = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_float, parse_int=_int)
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        raise _damaged(where, "is not text in UTF-8") from None
+    except UnicodeEncodeError:
+        raise _damaged(where, "has half a surrogate pair in a text, which is no character") from None
+    except RecursionError:
+        raise _damaged(where, f"is nested more than {DEEPEST} deep") from None
+    except ValueError as error:
+        raise _damaged(where, f"is not valid JSON ({error})") from None
+    if _is_deep(values):
+        raise _damaged(where, f"is nested more than {DEEPEST} deep")
+    return values
+
+
+def _is_deep(values: Any) -> bool:
+    level = [values]
+    for _ in range(DEEPEST):
+        lists = (list(value.values()) if isinstance(value, dict) else value for value in level)
+        level = [item for each in lists if isinstance(each, list) for item in each]
+    return bool(level)
 
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _check_keys(values: Mapping[str, Any], kind: type, where: str) -> None:
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is too large for a number")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > LONGEST_INTEGER:
+        raise ValueError(f"it has a number of {len(text)} digits")
+    return int(text)
+
+
+def _kind_of(value: Any) -> str:
+    return next(words for kind, words in _KINDS if isinstance(value, kind))
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: JSON, cut to a sensible length."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _check_kind(value: Any, kind: type, what: str, where: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = next(words for each, words in _KINDS if each is kind)
+        raise _damaged(where, f"{what} is {_kind_of(value)}, not {wanted}")
+
+
+def _check_fields(values: Mapping[str, Any], kind: type, where: str) -> None:
     expected = {field.name for field in fields(kind)}
     if missing := sorted(expected - values.keys()):
         raise _damaged(where, f"lacks the field {', '.join(missing)}")
@@ -112,16 +188,15 @@ def _is_safe(path: str) -> bool:
 
 
 def _file_entry(values: Any, where: str) -> FileEntry:
-    if not isinstance(values, dict):
-        raise _damaged(where, f"an entry of 'files' is a {type(values).__name__}, not an object")
-    _check_keys(values, FileEntry, where)
+    _check_kind(values, dict, "an entry of 'files'", where)
+    _check_fields(values, FileEntry, where)
     entry = FileEntry(**values)
     if not isinstance(entry.path, str) or not _is_safe(entry.path):
-        raise _damaged(where, f"a file's path points outside the checkpoint: {entry.path!r}")
+        raise _damaged(where, f"a file's path points outside the checkpoint: {_shown(entry.path)}")
     if type(entry.size) is not int or entry.size < 0:
-        raise _damaged(where, f"the size of {entry.path} is {entry.size!r}")
+        raise _damaged(where, f"the size of {entry.path} is {_shown(entry.size)}")
     if not isinstance(entry.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
-        raise _damaged(where, f"the sha256 of {entry.path} is {entry.sha256!r}")
+        raise _damaged(where, f"the sha256 of {entry.path} is {_shown(entry.sha256)}")
     return entry
 
 
@@ -130,7 +205,7 @@ def check_json(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise StoreError(f"{where}: the key {key!r} is a {type(key).__name__}; use text")
+                raise StoreError(f"{where}: the key {key} is not text; use text")
             check_json(item, f"{where}.{key}")
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
@@ -138,7 +213,7 @@ def check_json(value: Any, where: str) -> None:
     elif type(value) is float and not math.isfinite(value):
         raise StoreError(f"{where}: {value} cannot be written as JSON; leave it out or write it as text")
     elif value is not None and type(value) not in (str, int, float, bool):
-        raise StoreError(f"{where}: {value!r} is a {type(value).__name__}; give plain text, numbers, lists or dicts")
+        raise StoreError(f"{where}: {value} has no form in JSON; give text, numbers, lists or mappings")
 
 
 def stage_key(

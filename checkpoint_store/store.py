@@ -24,6 +24,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from checkpoint_store.download import cache_folder, download
 from checkpoint_store.errors import StoreError
 from checkpoint_store.files import (
     MANIFEST,
@@ -35,9 +36,8 @@ from checkpoint_store.files import (
     write_atomically,
 )
 from checkpoint_store.manifest import KEY_PATTERN, Manifest, library_versions
+from checkpoint_store.names import REF_SUFFIX, check_name, earlier, key_of_folder, list_names, not_found, read_name
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-REF_SUFFIX = ".ref"
 SHORTEST_PREFIX = 4  # fewest digits of a key that may stand for it
 
 # Directories found intact: checkpoints never change, so a process hashes each only once.
@@ -55,6 +55,7 @@ class CheckpointStore:
         except (ImportError, ValueError) as error:
             raise StoreError(f"cannot open the store {self.root}: {error}") from None
         self._base = base.rstrip("/")
+        self._refs = f"{self._base}/refs"
         self._local = is_local(self._fs)
 
     def exists(self, key: str) -> bool:
@@ -67,8 +68,25 @@ class CheckpointStore:
     def manifest(self, key: str) -> Manifest:
         path = f"{self._home(key)}/{MANIFEST}"
         if not self.exists(key):
-            raise StoreError(f"no checkpoint has the key {key!r} in {self.root}; {self._what_is_there()}")
-        return Manifest.from_json(self._fs.cat_file(path).decode(), where=path)
+            raise StoreError(f"no checkpoint has the key {key!r} in {self.root}; {not_found(key, self.names())}")
+        manifest = Manifest.from_json(self._fs.cat_file(path), where=path)
+        if manifest.key != key:
+            raise StoreError(
+                f"{path}: it belongs to the checkpoint {manifest.key}, not to the folder it is in; restore it from a "
+                "copy, or delete that folder and run its stage again"
+            )
+        return manifest
+
+    def survey(self) -> tuple[list[Manifest], list[str]]:
+        """All manifests, the oldest first, and a line for each that cannot be read."""
+        found: list[Manifest] = []
+        problems: list[str] = []
+        for key in self.keys():
+            try:
+                found.append(self.manifest(key))
+            except StoreError as error:
+                problems.append(str(error))
+        return sorted(found, key=lambda manifest: (manifest.created, manifest.key)), problems
 
     def publish(
         self,
@@ -91,7 +109,7 @@ class CheckpointStore:
         """
         if not KEY_PATTERN.fullmatch(key):
             raise StoreError(f"cannot publish under the key {key!r}: a key is 20 hex digits, as stage_key() makes them")
-        _check_name(name)
+        check_name(name)
         if not self.exists(key):
             attempt = f"{key}.attempt-{os.getpid()}-{os.urandom(4).hex()}"
             folder = "" if self._local else attempt
@@ -140,14 +158,14 @@ class CheckpointStore:
             return Path(directory)
         # two stores may have different checkpoints under one key, so a digest of the manifest is part of the path
         digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:12]
-        cached = _cache_folder() / f"{key}-{digest}"
+        cached = cache_folder() / f"{key}-{digest}"
         local_fs, _ = url_to_fs(str(cached))
         if str(cached) in _verified:
             return cached
         if cached.exists() and list(differences(local_fs, str(cached), manifest.files)):
             shutil.rmtree(cached)
         if not cached.exists():
-            self._download(manifest, cached)
+            download(self._fs, self._files_home(manifest), manifest, cached)
         _verified.add(str(cached))
         return cached
 
@@ -174,34 +192,70 @@ class CheckpointStore:
 
     def name(self, name: str, key: str) -> None:
         """Make `name` ("sft", "quickstart/sft") point to `key` instead of to its previous key."""
-        _check_name(name)
+        check_name(name)
         if not self.exists(key):
-            raise StoreError(f"cannot name {key!r} {name!r}: no such key in {self.root}; {self._what_is_there()}")
-        write_atomically(self._fs, f"{self._base}/refs/{name}{REF_SUFFIX}", key + "\n")
+            raise StoreError(
+                f"cannot name {key!r} {name!r}: no such key in {self.root}; {not_found(name, self.names())}"
+            )
+        try:
+            before = read_name(self._fs, self._refs, name)
+        except StoreError:
+            before = None  # a damaged file is replaced
+        if before != key:  # a name that is right is not written again: the store may be read-only
+            write_atomically(self._fs, f"{self._refs}/{name}{REF_SUFFIX}", key + "\n")
+
+    def unname(self, name: str) -> None:
+        """Remove a name; its checkpoint stays."""
+        check_name(name)
+        self._fs.rm_file(f"{self._refs}/{name}{REF_SUFFIX}")
 
     def names(self) -> dict[str, str]:
-        """All names, sorted, and the keys they point to."""
-        refs = f"{self._base}/refs"
-        paths = [path for path in self._fs.find(refs) if path.endswith(REF_SUFFIX)] if self._fs.isdir(refs) else []
-        found = {path.removeprefix(refs).strip("/").removesuffix(REF_SUFFIX): path for path in paths}
-        return {name: self._fs.cat_file(found[name]).decode().strip() for name in sorted(found)}
+        """All names, sorted, and the keys they point to. Raises StoreError for a damaged file of a name."""
+        found = {name: read_name(self._fs, self._refs, name) for name in list_names(self._fs, self._refs)}
+        return {name: key for name, key in found.items() if key is not None}
 
-    def resolve(self, name_or_key: str) -> str:
-        """The key for a name, a key, or a key's first digits (at least 4). Raises StoreError for none or several."""
-        ref = f"{self._base}/refs/{name_or_key}{REF_SUFFIX}"
-        if NAME_PATTERN.fullmatch(name_or_key) and self._fs.isfile(ref):
-            key = self._fs.cat_file(ref).decode().strip()
+    def resolve(self, named: str) -> str:
+        """The key for a name, a key, a key's first digits (at least 4), NAME~N for the Nth checkpoint before the one
+        that has the name, a checkpoint's folder in this store, or a stage's run directory.
+
+        Raises StoreError for none or several."""
+        if (key := key_of_folder(named, f"{self._base}/checkpoints")) is not None:
+            if self.exists(key):
+                return key
+            raise StoreError(
+                f"the stage of {named} did not finish, or its checkpoint is in another store; run it again"
+            )
+        name, _, back = named.rpartition("~")
+        if back.isdecimal() and (key := read_name(self._fs, self._refs, name)) is not None:
+            before = earlier(name, key, self.survey()[0])
+            if not 0 < int(back[:9]) <= len(before):
+                raise StoreError(f"{named}: {name} has {len(before)} earlier checkpoints; `triptych list` shows them")
+            return before[int(back) - 1].key
+        if (key := read_name(self._fs, self._refs, named)) is not None:
             if not self.exists(key):
-                raise StoreError(f"{name_or_key} in {self.root} points to {key}, which is missing; run its stage again")
+                raise StoreError(f"{named} in {self.root} points to {key}, which is missing; run its stage again")
             return key
         matches = []
-        if len(name_or_key) >= SHORTEST_PREFIX and re.fullmatch(r"[0-9a-f]+", name_or_key):
-            matches = [key for key in self.keys() if key.startswith(name_or_key)]
+        if len(named) >= SHORTEST_PREFIX and re.fullmatch(r"[0-9a-f]+", named):
+            matches = [key for key in self.keys() if key.startswith(named)]
         if len(matches) > 1:
-            raise StoreError(f"{name_or_key!r} matches the keys {', '.join(matches)} in {self.root}; give more digits")
+            raise StoreError(f"{named!r} matches the keys {', '.join(matches)} in {self.root}; give more digits")
         if not matches:
-            raise StoreError(f"no checkpoint {name_or_key!r} in {self.root}; {self._what_is_there()}")
+            names = list_names(self._fs, self._refs)
+            raise StoreError(f"no checkpoint {named!r} in {self.root}; {not_found(named, names)}")
         return matches[0]
+
+    def locate(self, named: str) -> str | Path:
+        """What a recipe or a command means by `named`: a model's folder outside the store, or else a key as `resolve`
+        finds it. Raises StoreError for none or several."""
+        folder = Path(named).expanduser()
+        outside = named.strip() != "" and folder.is_dir() and key_of_folder(named, f"{self._base}/checkpoints") is None
+        return folder if outside else self.resolve(named)
+
+    def open(self, named: str) -> tuple[Path, Manifest | None]:
+        """The folder of what `locate` finds, its hashes verified, and its manifest if it is in the store."""
+        place = self.locate(named)
+        return (place, None) if isinstance(place, Path) else (self.path(place), self.manifest(place))
 
     def _home(self, key: str) -> str:
         return f"{self._base}/checkpoints/{key}"
@@ -213,13 +267,6 @@ class CheckpointStore:
         if not self._fs.isdir(directory):
             return []
         return [path.rstrip("/").rsplit("/", 1)[-1] for path in self._fs.ls(directory, detail=False)]
-
-    def _what_is_there(self) -> str:
-        names = list(self.names())
-        if not names:
-            return "the store is empty; make a checkpoint with `triptych run RECIPE`, or give another store"
-        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        return f"the store has {shown}; use one of these, or make it with `triptych run RECIPE`"
 
     def _commit(self, key: str, attempt_home: str, manifest: str) -> None:
         """The step that makes the checkpoint exist. Raises FileExistsError or OSError if a rival finished first."""
@@ -250,37 +297,3 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
         elif self._fs.exists(path):
             self._fs.rm(path, recursive=True)
-
-    def _download(self, manifest: Manifest, target: Path) -> None:
-        temporary = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
-        try:
-            for entry in manifest.files:
-                (temporary / entry.path).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{self._files_home(manifest)}/{entry.path}", str(temporary / entry.path))
-            local_fs, _ = url_to_fs(str(temporary))
-            if found := list(differences(local_fs, str(temporary), manifest.files)):
-                raise StoreError(
-                    f"checkpoint {manifest.name} ({manifest.key}) is damaged or its download from {self.root} failed: "
-                    f"{'; '.join(found)}. Try again; if that fails, delete it there and run {manifest.stage} again"
-                )
-            (temporary / MANIFEST).write_text(manifest.to_json())
-            try:
-                os.rename(temporary, target)
-            except OSError:
-                if not target.exists():  # else another process has just downloaded it
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check_name(name: str) -> None:
-    if not NAME_PATTERN.fullmatch(name) or KEY_PATTERN.fullmatch(name):
-        raise StoreError(
-            f"{name!r} cannot be a checkpoint's name: use letters, digits, '.', '_', '-', with '/' between parts, "
-            "and not 20 hex digits, which would be a key"
-        )
-
-
-def _cache_folder() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "triptych"
-    return Path(os.environ.get("TRIPTYCH_CACHE", default)) / "checkpoints"

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import IO
 
 from data_schema.errors import DataError
-from data_schema.file_types import READERS, NumberedRows, Row, read_tsv_without_header
+from data_schema.reading.separated import read_tsv_without_header
+from data_schema.reading.streams import NumberedRows, Row
+from data_schema.reading.types import READERS, unpacked_name
 from data_schema.records import KIND_NAMES, R, Record, from_dict, to_dict
 from data_schema.table import from_row, rows_to_table
+
+SHEETS = (".xlsx", ".xls", ".ods")
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
@@ -34,15 +38,26 @@ def rows_or_errors(path: str | Path, header: Sequence[str] | None = None) -> Num
     check_is_file(path)
     ending = file_ending(path.name)
     if ending is None:
-        raise DataError(f"{path}: unknown file type; use one of the endings {', '.join(READERS)} (or these + .gz)")
+        if path.suffix.lower() in SHEETS:
+            raise DataError(f"{path}: is a spreadsheet; save it as CSV in UTF-8, and give that file")
+        raise DataError(
+            f"{path}: unknown file type; use one of the endings {', '.join(READERS)} (or these + .gz or .zst)"
+        )
     if header is not None and ending == ".tsv":
-        return read_tsv_without_header(path, header)
-    return READERS[ending](path)
+        return _within_memory(path, read_tsv_without_header(path, header))
+    return _within_memory(path, READERS[ending](path))
+
+
+def _within_memory(path: Path, rows: NumberedRows) -> NumberedRows:
+    try:
+        yield from rows
+    except MemoryError:
+        raise DataError(f"{path}: a row does not fit into memory; divide it into several") from None
 
 
 def file_ending(name: str) -> str | None:
-    """The ending, without .gz, that decides how a file of this name is read; None if it is not a known one."""
-    ending = Path(name.lower().removesuffix(".gz")).suffix
+    """The ending, without .gz or .zst, that decides how a file of this name is read; None if it is not a known one."""
+    ending = Path(unpacked_name(name.lower())).suffix
     return ending if ending in READERS else None
 
 
@@ -51,7 +66,7 @@ def check_is_file(path: Path) -> None:
         return
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if file_ending(p.name))
-        raise DataError(f"{path}: is a folder; give one of its files ({_few(inside) or 'none can be read'})")
+        raise DataError(f"{path}: is a folder; give one of its files ({few(inside) or 'none can be read'})")
     folder = path.parent
     if not folder.is_dir():
         raise DataError(f"{path}: no such file, and no folder {folder.absolute()}; check the path")
@@ -59,10 +74,16 @@ def check_is_file(path: Path) -> None:
 
     names = sorted(p.name for p in folder.iterdir() if p.is_file())
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or [n for n in names if file_ending(n)]
-    raise DataError(f"{path}: no such file; {folder.absolute()} contains {_few(near) or 'no data file'}")
+    raise DataError(f"{path}: no such file; {folder.absolute()} contains {few(near) or 'no data file'}")
 
 
-def _few(names: list[str]) -> str:
+def stem(path: Path) -> str:
+    """The file's name without its endings: train of train.jsonl.gz."""
+    return Path(unpacked_name(path.name)).stem
+
+
+def few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -120,7 +141,7 @@ def _write_jsonl(stream: IO[bytes], records: Iterator[Record]) -> int:
 def _write_jsonl_gz(stream: IO[bytes], records: Iterator[Record]) -> int:
     # Without a file name and a time in the header, so that equal records give equal bytes.
     with gzip.GzipFile(filename="", fileobj=stream, mode="wb", mtime=0) as packed:
-        return _write_jsonl(packed, records)  # type: ignore[arg-type]  # as in file_types
+        return _write_jsonl(packed, records)  # type: ignore[arg-type]  # as in reading/streams.py
 
 
 def _write_parquet(stream: IO[bytes], records: Iterator[Record]) -> int:

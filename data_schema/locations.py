@@ -3,21 +3,23 @@
 import ast
 import glob
 import importlib
-import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_schema.errors import DataError
 from data_schema.files import check_is_file, file_ending
+from data_schema.folders import DataFile, files_of_folder, files_of_pattern, of_split
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class FileLocation(NamedTuple):
     paths: tuple[Path, ...]  # one file, or the files of a folder or pattern, sorted by name
+    left_out: tuple[Path, ...] = ()  # files of the folder or pattern that belong to other splits
 
 
 class HubLocation(NamedTuple):
@@ -37,9 +39,10 @@ class PythonLocation(NamedTuple):
 Location = FileLocation | HubLocation | PythonLocation
 
 
-def locate(path: str) -> Location:
-    """The location that `path` names. If nothing exists there, it counts as a file if it looks like one, else as a hub
-    data set. Raises DataError if it looks like neither, or like a file that does not exist."""
+def locate(path: str, split: str | None = None) -> Location:
+    """The location that `path` names; of a folder the files of `split`, or all. If nothing exists there, it counts as a
+    file if it looks like one, else as a hub data set. Raises DataError if it looks like neither, or like a file that
+    does not exist, and for a folder without files of the split."""
     if path.startswith("python:"):
         parts = path.split(":")
         if len(parts) != 3 or not all(parts):
@@ -50,9 +53,12 @@ def locate(path: str) -> Location:
         if candidate.is_file():
             return FileLocation((candidate,))
         if candidate.is_dir():
-            return FileLocation(_data_files(path, map(str, candidate.iterdir())))
+            return _files(path, files_of_folder(candidate), split)
         if glob.has_magic(path) and (found := glob.glob(str(candidate), recursive=True)):
-            return FileLocation(_data_files(path, found))
+            files = files_of_pattern(found)
+            splits = {file.split for file in files}
+            # A pattern that finds the files of one split says itself what is to be read.
+            return _files(path, files, splits.pop() or split if split and len(splits) == 1 else split)
     if glob.has_magic(path):
         raise DataError(f"{path}: no file matches this pattern; check the pattern and the current folder", field="path")
     name, _, folder = path.partition(":")
@@ -73,19 +79,19 @@ def places(path: str) -> tuple[Path, Path]:
     return here, Path(data_folder).expanduser() / here if data_folder else here
 
 
-def _data_files(path: str, names: Iterable[str]) -> tuple[Path, ...]:
-    """The data files among `names`, sorted. Raises DataError if there are none, or if they have several types."""
-    files = sorted(file for file in map(Path, names) if file_ending(file.name) and file.is_file())
-    endings = sorted({str(file_ending(file.name)) for file in files})
+def _files(path: str, files: Sequence[DataFile], split: str | None) -> FileLocation:
+    """The files of a split, which have one type, or all (None). Raises DataError if there are none or several types."""
     if not files:
         raise DataError(f"{path}: contains no data file; give a file or folder with data", field="path")
-    if len(endings) > 1:
+    chosen = [file.path for file in files] if split is None else of_split(path, files, split)
+    endings = sorted({str(file_ending(file.name)) for file in chosen})
+    if len(endings) > 1 and split is not None:
         raise DataError(
             f"{path}: contains files of several types ({', '.join(endings)}); give one file, or a pattern such as"
             f" {Path(path) / ('*' + endings[0]) if not glob.has_magic(path) else '*' + endings[0]}",
             field="path",
         )
-    return tuple(files)
+    return FileLocation(tuple(chosen), tuple(file.path for file in files if file.path not in chosen))
 
 
 def hub_rows(location: HubLocation, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -121,7 +127,7 @@ def hub_revision(name: str) -> str | None:
 
 def python_function(location: PythonLocation) -> Callable[..., Iterable[Any]]:
     """The function of a Python source. Raises DataError if the module or the function does not exist."""
-    _module_file(location.module)
+    module_file(location.module)
     function = getattr(importlib.import_module(location.module), location.function, None)
     if not callable(function):
         raise DataError(f"python:{location.module}: has no function '{location.function}'; check the name")
@@ -130,10 +136,15 @@ def python_function(location: PythonLocation) -> Callable[..., Iterable[Any]]:
 
 def python_files(module: str) -> list[Path]:
     """The module's source file and those of the modules next to it that it imports, in a fixed order."""
-    first = _module_file(module)
+    first = module_file(module)
     files, waiting = {first}, [first]
     while waiting:
-        tree = ast.parse(waiting.pop().read_bytes())
+        file = waiting.pop()
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError) as error:
+            line = getattr(error, "lineno", None) or "?"
+            raise DataError(f"{file}:{line}: not valid Python; fix the module") from None
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -146,11 +157,20 @@ def python_files(module: str) -> list[Path]:
     return sorted(files)
 
 
-def _module_file(module: str) -> Path:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # a parent package is missing
-        spec = None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+def module_file(module: str) -> Path:
+    """The source file of a module. Nothing is imported: `importlib.util.find_spec` would import its parent packages.
+    Raises DataError if there is none."""
+    folders: Sequence[str] | None = None  # None: those of sys.path
+    origin: str | None = None
+    parts = module.split(".")
+    for i in range(len(parts)):
+        name = ".".join(parts[: i + 1])
+        specs = (finder.find_spec(name, folders) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        spec = next(filter(None, specs), None) if all(parts) else None
+        if spec is None or ((folders := spec.submodule_search_locations) is None and i + 1 < len(parts)):
+            origin = None
+            break
+        origin = spec.origin
+    if origin is None or not origin.endswith(".py"):
         raise DataError(f"python:{module}: no such Python module; install it, or set PYTHONPATH to its folder")
-    return Path(spec.origin)
+    return Path(origin)

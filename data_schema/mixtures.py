@@ -215,7 +215,8 @@ def _parts(
             members = dict(values)
         for name, places in members.items():
             if mixture.limit is not None and len(places) > mixture.limit:
-                places = array("q", random.Random(f"limit {seed} {name}").sample(places, mixture.limit))
+                part = f"{number}{name.removeprefix(label)}"  # not the path: a moved file gives the same rows
+                places = array("q", random.Random(f"limit {seed} {part}").sample(places, mixture.limit))
             weight = 1.0 if source.weight is None else source.weight
             parts.append(Part(name, len(places), number, weight, source.templates))
             rows.append(places)

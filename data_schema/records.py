@@ -10,43 +10,13 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from data_schema.errors import DataError, did_you_mean
-
-ROLES = ("system", "user", "assistant")
-
-
-def check_text(value: object, name: str) -> str:
-    """Return `value` if it is text and not blank. Raises DataError naming field `name`."""
-    if not isinstance(value, str):
-        raise DataError(f"'{name}' must be text, found {describe(value)}", field=name)
-    if not value.strip():
-        raise DataError(f"'{name}' is empty", field=name)
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can encode half a surrogate pair; UTF-8 cannot
-            raise DataError(f"'{name}' contains half a surrogate pair, which is not a character", field=name) from None
-    return value
-
-
-def describe(value: object) -> str:
-    """A short description of a value of the wrong type, in JSON's terms."""
-    if value is None:
-        return "nothing (null)"
-    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
-    shown = str(value).lower() if isinstance(value, bool) else repr(value)
-    return f"{names.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
-
-
-@dataclass(frozen=True)
-class Message:
-    role: str  # one of ROLES
-    content: str
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            found = f"'{self.role}'" if isinstance(self.role, str) else describe(self.role)
-            raise DataError(f"'role' must be one of {', '.join(ROLES)}, found {found}", field="role")
-        check_text(self.content, "content")
+from data_schema.messages import ROLES as ROLES
+from data_schema.messages import Message as Message
+from data_schema.messages import check_learned
+from data_schema.messages import check_list as check_list
+from data_schema.messages import check_text as check_text
+from data_schema.messages import describe as describe
+from data_schema.messages import parse_messages as parse_messages
 
 
 def _check_turns(messages: Sequence[object], name: str, last: str) -> tuple[Message, ...]:
@@ -222,6 +192,8 @@ def from_dict(kind: type[R], row: Mapping[str, Any]) -> R:
         if key not in row:
             raise DataError(f"key '{key}' is missing; the row has {', '.join(row) or 'no keys'}", field=key)
     values = {key: value for key, value in row.items() if value is not None or key in required}
+    if kind is Demonstration:
+        check_learned(values.get("messages"), "messages")
     for key in ("messages", "prompt"):
         if key in values:
             values[key] = parse_messages(values[key], key)
@@ -229,35 +201,3 @@ def from_dict(kind: type[R], row: Mapping[str, Any]) -> R:
         if key in values:
             values[key] = tuple(check_list(values[key], key))
     return kind(**values)
-
-
-def check_list(value: object, name: str) -> list[Any]:
-    """Return `value` if it is a list. Raises DataError naming field `name`."""
-    if not isinstance(value, list):
-        raise DataError(f"'{name}' must be a list, found {describe(value)}", field=name)
-    return value
-
-
-def parse_messages(value: object, name: str) -> tuple[Message, ...]:
-    """Messages from [{"role": .., "content": ..}, ..]. Raises DataError naming field `name` and the position.
-
-    Other keys of a message must be empty: a Message cannot store tool calls and the like."""
-    messages = []
-    for i, item in enumerate(check_list(value, name)):
-        if not isinstance(item, dict):
-            raise DataError(f"'{name}[{i}]' must be an object, found {describe(item)}", field=name)
-        for key in ("role", "content"):
-            if key not in item:
-                raise DataError(f"'{name}[{i}]' has no '{key}', only {', '.join(item) or 'nothing'}", field=name)
-        extra = [key for key, content in item.items() if key not in ("role", "content") and content]
-        if extra:
-            raise DataError(
-                f"'{name}[{i}]' also has '{extra[0]}', which a message cannot contain; move it to another column",
-                field=name,
-            )
-        try:
-            messages.append(Message(item["role"], item["content"]))
-        except DataError as error:
-            reason = f"a message of '{name}': {error.reason}"
-            raise DataError(f"'{name}[{i}]': {error}", field=f"{name}[{i}].{error.field}", reason=reason) from None
-    return tuple(messages)

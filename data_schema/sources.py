@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-from data_schema.errors import DataError
-from data_schema.file_types import first_tsv_cells
-from data_schema.files import file_ending, rows_or_errors
+from data_schema.errors import DataError, Drops
+from data_schema.files import few, file_ending, rows_or_errors, stem
+from data_schema.formats.meaning import meanings
 from data_schema.formats.parts import Drop, NumberedRows, Origin, Reader, Row
 from data_schema.formats.promptsource import find_templates, prompted
+from data_schema.formats.rows import count_unread, suited_rows, unpacked_rows
 from data_schema.formats.table import FORMATS, check_format_name, reader_for, recognise_cells, recognise_most
 from data_schema.held_out import HeldOutTasks, keep_out
 from data_schema.locations import (
@@ -28,6 +28,7 @@ from data_schema.locations import (
     python_files,
     python_function,
 )
+from data_schema.reading.separated import first_tsv_cells
 from data_schema.records import KIND_NAMES, R
 from data_schema.table import Records, concatenate
 
@@ -48,7 +49,8 @@ class Source:
     format: str = "auto"
     """Name of a format in docs/data_formats.md. "auto": recognise it by the columns of the first rows."""
     split: str = "train"
-    """Split of a hub data set, or the `split` argument of a Python function. Ignored for files."""
+    """Split of a hub data set, or of a folder or pattern of files whose names say their splits (docs/data_formats.md);
+    the `split` argument of a Python function. Ignored for a single file."""
     limit: int | None = None
     """Maximum number of rows to read after `skip`, dropped rows included, so that pieces are disjoint. null: all."""
     on_bad_row: Literal["error", "drop"] = "error"
@@ -93,26 +95,36 @@ def load(source: Source, kind: type[R], seed: int = 0) -> Records[R]:
 
     Raises DataError, naming source, row, field and fix, for the first bad row (unless on_bad_row is "drop") and if no
     row is left."""
-    location = locate(source.path)
-    dropped: Counter[str] = Counter()
+    location = locate(source.path, source.split)
+    dropped = Drops()
+    unread: Counter[str] = Counter()
     mark = fingerprint(source, seed)
+    if isinstance(location, FileLocation) and location.left_out:
+        names = [f"{path.parent.name}/{path.name}" for path in location.left_out]
+        log.info("%s: split %s, left out %s", source.path, source.split, few(names))
     if isinstance(location, PythonLocation):
         form, read = "python", _call(location, source, kind, seed)
     else:
-        form, read = _read(location, source, kind, dropped)
+        form, read = _read(location, source, kind, dropped, unread)
     if source.held_out_tasks is not None:
         read = keep_out(read, source.held_out_tasks, source.path, dropped)
-    records = Records.of(kind, read, format=form, fingerprint=mark, dropped=dropped)
+    records = Records.of(kind, read, format=form, fingerprint=mark, dropped=dropped, unread=unread)
     told = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
     if not len(records):
         why = (
             f"all were dropped ({told})" if dropped else "there are no rows (after skip)" if source.skip else "no rows"
         )
+        if isinstance(location, FileLocation) and not any(path.stat().st_size for path in location.paths):
+            why = "no rows, the file is empty (0 bytes)"
         raise DataError(f"{source.path}: no {KIND_NAMES[kind]} left: {why}; check data, format, skip", field="path")
     log.info(
         "%s: format %s, %d %s, dropped %d%s",
-        source.path, form, len(records), KIND_NAMES[kind], sum(dropped.values()), f" ({told})" if told else "",
+        source.path, form, len(records), KIND_NAMES[kind], sum(dropped.values()),
+        f" ({dropped.described()})" if dropped else "",
     )  # fmt: skip
+    if meaningful := {column: count for column, count in sorted(unread.items()) if meanings(column)}:
+        shown = ", ".join(f"{column} ({count} rows)" for column, count in meaningful.items())
+        log.warning("%s: columns that may matter, but that format %s does not read: %s", source.path, form, shown)
     return records
 
 
@@ -128,7 +140,7 @@ def fingerprint(source: Source, seed: int = 0) -> str:
 
     It covers the bytes of files; the source of a Python function's module (and of the modules next to it that it
     imports) and the seed; the name of a hub data set and, if it can be found, its revision."""
-    location = locate(source.path)
+    location = locate(source.path, source.split)
     apart = ("path", "promptsource", "weight", "templates")  # without effect on a row's content, or added below
     settings = {key: value for key, value in asdict(source).items() if key not in apart}
     if isinstance(location, PythonLocation):
@@ -179,10 +191,7 @@ def _tables(location: FileLocation | HubLocation, source: Source) -> list[Table]
         tables = [Table(location.stem, source.path, partial(hub_rows, location, source.split))]
     else:
         header = FORMATS[source.format].header if source.format in FORMATS else None
-        tables = [
-            Table(Path(path.name.removesuffix(".gz")).stem, str(path), partial(rows_or_errors, path, header))
-            for path in location.paths
-        ]
+        tables = [Table(stem(path), str(path), partial(rows_or_errors, path, header)) for path in location.paths]
     if source.promptsource is None:
         return tables
     return [table._replace(rows=partial(prompted, table.rows, source.promptsource, table.stem)) for table in tables]
@@ -218,41 +227,32 @@ def _raising(error: DataError) -> NumberedRows:
     yield
 
 
-def _rows_with(columns: frozenset[str], rows: NumberedRows) -> NumberedRows:
-    """The rows, with a DataError in place of each that lacks a column."""
-    for number, row in rows:
-        if not isinstance(row, DataError) and (missing := sorted(columns - row.keys())):
-            found = ", ".join(row) or "no columns"
-            row = DataError(f"'{missing[0]}' is missing; the row has {found}", field=missing[0])
-        yield number, row
-
-
 def _read(
-    location: FileLocation | HubLocation, source: Source, kind: type[R], dropped: Counter[str]
+    location: FileLocation | HubLocation, source: Source, kind: type[R], dropped: Drops, unread: Counter[str]
 ) -> tuple[str, Iterator[R]]:
-    """(format, records) of files or a hub data set; `dropped` is filled while the records are read."""
+    """(format, records) of files or a hub data set; `dropped` and `unread` are filled while the records are read."""
     source = _without_header(location, source)
     tables = iter(_tables(location, source))
     opened: list[tuple[Table, NumberedRows]] = []
     first: list[Row] = []
     for table in tables:
-        first, rows = _first_rows(table.rows())
+        first, rows = _first_rows(unpacked_rows(table.rows()))
         opened.append((table, rows))
         if first:
             break
-    name = source.format
+    name, detected = source.format, source.format == "auto"
     reader: Reader | None = None
     if first:
         try:
-            name = recognise_most(first) if name == "auto" else name
+            name = recognise_most(first) if detected else name
             reader = reader_for(name, kind)
         except DataError as error:
             raise DataError(f"{source.path}: {error}", field=error.field) from None
 
     def all_rows() -> Iterator[tuple[Table, int, Row | DataError]]:
-        for table, rows in chain(opened, ((table, table.rows()) for table in tables)):
+        for table, rows in chain(opened, ((table, unpacked_rows(table.rows())) for table in tables)):
             if reader is not None:
-                rows = _rows_with(FORMATS[name].columns, rows)
+                rows = suited_rows(rows, name, kind, detected)
                 gather = FORMATS[name].gather
                 rows = gather(rows) if gather else rows
             yield from ((table, number, row) for number, row in rows)
@@ -265,9 +265,10 @@ def _read(
                     raise row
                 assert reader is not None
                 outcome = reader(row, Origin(f"{table.stem}:{number}", source.path))
+                count_unread(row, name, unread)
             except DataError as error:
                 if source.on_bad_row == "drop":
-                    dropped[error.reason] += 1
+                    dropped.add(error.reason, f"{table.place}:{number}")
                     continue
                 place = "" if str(error).startswith(f"{table.place}:") else f"{table.place}:{number}: "
                 raise DataError(
@@ -277,7 +278,7 @@ def _read(
                 ) from None
             for record in outcome if isinstance(outcome, list) else [outcome]:
                 if isinstance(record, Drop):
-                    dropped[record.reason] += 1
+                    dropped.add(record.reason, f"{table.place}:{number}")
                 else:
                     assert isinstance(record, kind)
                     yield record

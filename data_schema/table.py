@@ -87,12 +87,14 @@ class Records(Sequence[R], Generic[R]):
         format: str,
         fingerprint: str,
         dropped: Mapping[str, int] | None = None,
+        unread: Mapping[str, int] | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
         self.kind = kind
         self.format = format
         self.fingerprint = fingerprint  # changes with the data and the choice of rows
         self.dropped = dict(dropped or {})  # reason -> number of rows that were dropped
+        self.unread = dict(unread or {})  # column that the format does not read -> number of rows with content in it
         self._table = table
         # Rows are found in their batch by bisection: Arrow's own take may copy a whole column of text.
         self._batches = table.to_batches()
@@ -108,9 +110,10 @@ class Records(Sequence[R], Generic[R]):
         format: str = "records",
         fingerprint: str | None = None,
         dropped: Mapping[str, int] | None = None,
+        unread: Mapping[str, int] | None = None,
     ) -> "Records[R]":
         """Records from any iterable, never all in memory. By default the fingerprint is computed from their rows.
-        `dropped` is read after the last record, so the iterable may fill it."""
+        `dropped` and `unread` are read after the last record, so the iterable may fill them."""
         digest = hashlib.sha256()
 
         def checked() -> Iterator[R]:
@@ -122,7 +125,8 @@ class Records(Sequence[R], Generic[R]):
                 yield record
 
         table = with_unique_ids(rows_to_table(kind, checked()))
-        return cls(kind, table, format=format, fingerprint=fingerprint or digest.hexdigest(), dropped=dropped)
+        mark = fingerprint or digest.hexdigest()
+        return cls(kind, table, format=format, fingerprint=mark, dropped=dropped, unread=unread)
 
     def __len__(self) -> int:
         return self._table.num_rows if self._indices is None else len(self._indices)
@@ -167,7 +171,13 @@ class Records(Sequence[R], Generic[R]):
 
     def _with(self, *, fingerprint: str, dropped: Mapping[str, int], indices: Sequence[int] | None) -> "Records[R]":
         return Records(
-            self.kind, self._table, format=self.format, fingerprint=fingerprint, dropped=dropped, indices=indices
+            self.kind,
+            self._table,
+            format=self.format,
+            fingerprint=fingerprint,
+            dropped=dropped,
+            unread=self.unread,
+            indices=indices,
         )
 
     def to_dataset(self) -> "datasets.Dataset":
@@ -196,6 +206,7 @@ def concatenate(parts: Sequence[Records[R]]) -> Records[R]:
         format=" + ".join(dict.fromkeys(part.format for part in parts)),
         fingerprint=hashlib.sha256(" ".join(part.fingerprint for part in parts).encode()).hexdigest(),
         dropped=sum((Counter(part.dropped) for part in parts), Counter[str]()),
+        unread=sum((Counter(part.unread) for part in parts), Counter[str]()),
         indices=indices,
     )
 

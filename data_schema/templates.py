@@ -12,10 +12,18 @@ A name that ends in .jinja or contains a "/" is the path of a user's template, w
 """
 
 import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_schema.errors import DataError, did_you_mean
+
+# Seconds of processor time to fill a template once. A template is a program that others wrote, and nested loops over
+# short lists need not end within a lifetime; an honest one takes a millisecond.
+LONGEST_RENDERING = 10.0
 
 
 @dataclass(frozen=True)
@@ -157,9 +165,43 @@ QUICKSTART = Template(
 TEMPLATES = {t.name: t for t in (PLAIN, INSTRUCTGPT, ALPACA, FLAN, HH, TLDR, CHATML, QUICKSTART)}
 
 
+@contextmanager
+def time_limit(what: str) -> Iterator[None]:
+    """Raise DataError if filling a template, which `what` describes with its row, takes too long.
+
+    Python delivers the timer's signal to the main thread only, so there is no limit in other threads or on Windows."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    late = False
+
+    def stop(*_: object) -> None:
+        nonlocal late
+        late = True
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(
+        signal.ITIMER_VIRTUAL, LONGEST_RENDERING, 1.0
+    )  # again each second: a callback may swallow an error
+    try:
+        yield
+    except Exception:
+        if not late:  # Jinja may have made another error of it
+            raise
+        raise DataError(
+            f"{what} takes more than {LONGEST_RENDERING:g} seconds; its loops may never end: use another template",
+            field="template",
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def template(name: str) -> Template:
     """The template with that name, or in that file. Raises DataError for an unknown name or a missing file."""
-    if name.endswith(".jinja") or "/" in name:
+    if is_template_file(name):
         return _template_file(Path(name).expanduser())
     if name not in TEMPLATES:
         hint = did_you_mean(name, TEMPLATES)
@@ -170,6 +212,11 @@ def template(name: str) -> Template:
     return TEMPLATES[name]
 
 
+def is_template_file(name: str) -> bool:
+    """Whether `name` is the path of a file, not the name of one of our templates."""
+    return name.endswith(".jinja") or "/" in name
+
+
 def _template_file(path: Path) -> Template:
     try:
         text = path.read_text(encoding="utf-8").removesuffix("\n")  # added by an editor, not part of the template
@@ -177,7 +224,6 @@ def _template_file(path: Path) -> Template:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.jinja")])
         raise DataError(f"no template file {path}.{near} Check the path.", field="template") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read as a template: {error}; it must be UTF-8 text", field="template"
-        ) from None
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise DataError(f"{path} cannot be read as a template ({reason}); give a file of UTF-8 text") from None
     return Template(path.stem, hashlib.sha256(text.encode()).hexdigest()[:12], text, f"The file {path}.")

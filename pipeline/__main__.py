@@ -5,16 +5,19 @@ Heavy libraries are imported only once the command is known.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
+
+from pipeline.terminal.arguments import Arguments, did_you_mean
+from pipeline.terminal.console import PlainLines
+from pipeline.terminal.failures import guarded
 
 DESCRIPTION = """InstructGPT's recipe: supervised tuning (SFT), a reward model, PPO.
 
@@ -26,19 +29,29 @@ run a recipe:
                              run a stage under several settings and compare them in one table
 before a run:
   data inspect SOURCE        show what a data set contains, its problems, and which tokens are trained
+  check MODEL                try what triptych relies on in a model, and say what it lacks
   plan RECIPE                predict PPO's memory use and time per iteration
 after a run:
-  judge MODEL [--data FILE]  report how far a reward model can be trusted (also: evaluate MODEL)
+  chat MODEL                 talk to a policy
+  curves MODEL ...           show a run's curves, in the terminal or as a picture
+  replay MODEL --step N      repeat one PPO iteration exactly and show each token's reward and advantage
+  judge MODEL [--data FILE]  report how far a reward model can be trusted
   score MODEL FILE           score the answers in a file with a reward model
   labeler-folds RECIPE       measure a reward model on labelers that it was not trained on
   evaluate-tasks --models NAME=MODEL ... --tasks SOURCE ...
                              compare models on held-out tasks, zero- or few-shot
-  replay RUN_DIR --step N    repeat one PPO iteration exactly and show each token's reward and advantage
-  log NAME                   show a checkpoint's history: base model, data, settings, metrics
-  verify [NAME]              check the hashes of one checkpoint, or of all
+checkpoints:
+  list                       list all checkpoints with their main numbers
+  show MODEL                 show one checkpoint: numbers, changed settings, data, parents, folder
+  log MODEL                  show a checkpoint's whole history, from the base model on
+  diff MODEL MODEL           show what differs between two checkpoints
+  verify [MODEL]             check the hashes of one checkpoint, or of all
+  rm MODEL                   delete a checkpoint
 
+MODEL is a name such as quickstart/ppo, a key or its first digits, or a folder.
 Override a recipe's settings with dotted options: --ppo.kl_coef 0.05 --sft.data my.jsonl.
-'triptych run --help' lists all settings, 'triptych ppo --help' those of one stage."""
+'triptych help COMMAND' shows a command's options, 'triptych run --help' all settings, 'triptych ppo --help' those of
+one stage, 'triptych --version' the versions of triptych and its libraries."""
 STAGE_COMMANDS = {
     "sft": "sft",
     "comparisons": "comparisons",
@@ -51,78 +64,123 @@ STAGE_COMMANDS = {
 TOOLS: dict[str, str] = {
     "sweep": "workbench.sweep.command",
     "data": "workbench.inspect.command",
+    "check": "workbench.check.command",
+    "plan": "workbench.plan.command",
+    "chat": "workbench.chat.command",
+    "curves": "workbench.curves.command",
+    "replay": "workbench.replay.command",
     "judge": "workbench.judge.command",
     "score": "workbench.judge.score",
     "labeler-folds": "workbench.judge.labeler_folds",
     "evaluate-tasks": "workbench.tasks.command",
-    "plan": "workbench.plan.command",
-    "replay": "workbench.replay.command",
+    "list": "workbench.store.listing",
+    "show": "workbench.store.show",
+    "log": "workbench.store.log",
+    "diff": "workbench.store.diff",
+    "verify": "workbench.store.verify",
+    "rm": "workbench.store.rm",
 }
-DEFAULT_ROOT = Path("out")
+COMMANDS = ("run", *STAGE_COMMANDS, *TOOLS, "help")
+# What people type for a command that has another name here.
+OTHER_NAMES = {
+    "ls": "list",
+    "runs": "list",
+    "checkpoints": "list",
+    "delete": "rm",
+    "remove": "rm",
+    "compare": "diff",
+    "info": "show",
+    "history": "log",
+    "train": "run",
+    "generate": "chat",
+    "infer": "chat",
+    "plot": "curves",
+    "inspect": "data",
+    "eval": "evaluate",
+    "rm-model": "reward-model",
+    "reward": "reward-model",
+    "version": "--version",
+}
+RECIPE_ENDINGS = (".yaml", ".yml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit code: 0 for success, 2 for a mistake that the user can fix."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
-        print("usage: triptych COMMAND ...\n\n" + DESCRIPTION)
-        return 0 if words else 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal or file that cannot show a character shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PlainLines("%(message)s"))
     logging.getLogger("triptych").setLevel(logging.INFO)
     # By default SIGTERM ends the process immediately: wandb would lose buffered data and never close its run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    command, rest = words[0], words[1:]
-    if command == "evaluate" and rest and not rest[0].startswith("-"):
-        command = "judge"  # the stage takes options only, so this is a reward model
+    return guarded(partial(dispatch, words))
+
+
+def dispatch(words: Sequence[str]) -> None:
+    """Call the command that the first word names, with the others. Raises ConfigError if there is none."""
+    first = words[0] if words else ""
+    rest = list(words[1:])
+    if first == "help":
+        first, rest = (rest[0], ["--help"]) if rest else ("--help", [])
+    if first in ("", "-h", "--help"):
+        print("usage: triptych COMMAND ...\n\n" + DESCRIPTION)
+        sys.exit(0 if words else 2)
+    if first in ("-V", "--version"):
+        print(versions())
+        return
+    command = first.replace("_", "-")
     if command == "run" or command in STAGE_COMMANDS:
-        return guarded(partial(run_recipe, command, rest))
-    if command in ("log", "verify"):
-        return guarded(partial(look_into_store, command, rest))
-    if command in TOOLS:
-        return guarded(lambda: import_module(TOOLS[command]).command(rest))
-    known = ", ".join(["run", *STAGE_COMMANDS, "log", "verify", *TOOLS])
-    print(f"triptych: unknown command '{command}'; the commands are: {known}", file=sys.stderr)
-    return 2
+        run_recipe(command, rest)
+    elif command in TOOLS:
+        import_module(TOOLS[command]).command(rest)
+    else:
+        raise unknown_command(first)
 
 
-def guarded(action: Callable[[], None]) -> int:
-    """Run `action`. Errors that the user can fix become one line on stderr and exit code 2."""
-    from checkpoint_store import StoreError
-    from data_schema import DataError
-    from policy import ModelError
+def unknown_command(word: str) -> Exception:
     from stages.errors import ConfigError
 
-    try:
-        action()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        if error.errno is None:  # raised by a library without a system error
-            raise
-        place = "" if error.filename is None else f"'{error.filename}': "
-        print(f"triptych: {place}{error.strerror}; check the path, its permissions and the disk", file=sys.stderr)
-        return 2
-    except (ConfigError, DataError, ModelError, StoreError) as error:
-        print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("triptych: interrupted; finished stages are kept, and the next run continues after them", file=sys.stderr)
-        return 130
-    return 0
+    if word.endswith(RECIPE_ENDINGS):
+        return ConfigError(f"'{word}' is a recipe; to run it, write: triptych run {word}")
+    if word.startswith("-"):
+        near = did_you_mean(word, ("--help", "--version")) or "; options come after the command"
+        return ConfigError(f"unknown option {word}{near}")
+    near = f"; did you mean {OTHER_NAMES[word]}?" if word in OTHER_NAMES else did_you_mean(word, COMMANDS)
+    return ConfigError(f"unknown command '{word}'{near or ';'} the commands are: {', '.join(COMMANDS)}")
+
+
+def versions() -> str:
+    """The versions of triptych, of its code, of Python and of the libraries that decide a result."""
+    from checkpoint_store import code_state
+    from checkpoint_store.manifest import library_versions
+
+    found = library_versions()
+    state = code_state(Path(__file__).parent.parent)
+    changed = f", with uncommitted changes ({state['dirty']})" if state["dirty"] else ""
+    code = "installed package" if str(state["commit"]).startswith("triptych") else f"commit {state['commit']}{changed}"
+    python = ".".join(map(str, sys.version_info[:3]))
+    libraries = ", ".join(f"{name} {version}" for name, version in found.items() if name != "triptych")
+    return f"triptych {found.get('triptych', 'not installed')} ({code})\nPython {python}, {libraries}"
 
 
 def run_recipe(command: str, words: Sequence[str]) -> None:
     """`run RECIPE [options] [overrides]`, or `STAGE --config RECIPE [options] [overrides]`."""
-    parser = argparse.ArgumentParser(prog=f"triptych {command}", add_help=False, allow_abbrev=False)
-    if command == "run":
-        parser.add_argument("recipe", nargs="?", type=Path, help="recipe file")
-        parser.add_argument(
-            "--from", dest="first", metavar="STAGE", help="start at this stage; earlier stages must be done already"
+    from pipeline.configs import Recipe
+    from stages.errors import ConfigError
+
+    if command == "evaluate" and words and not words[0].startswith("-") and not words[0].endswith(RECIPE_ENDINGS):
+        raise ConfigError(
+            "evaluate compares the SFT model and the policy of a recipe: triptych evaluate --config RECIPE; to examine "
+            f"a reward model, write: triptych judge {' '.join(words)}"
         )
+    parser = Arguments(command, add_help=False, recipe_settings=Recipe.__dataclass_fields__)
+    parser.add_argument("recipe", nargs="?", help="recipe file")
+    if command == "run":
+        parser.add_argument("--from", dest="first", metavar="STAGE", help="start here; earlier stages must be done")
         parser.add_argument("--only", metavar="STAGE", help="run only this stage")
-    parser.add_argument("--config", type=Path, metavar="RECIPE", help="recipe file")
+    parser.add_argument("--config", metavar="RECIPE", help="recipe file")
     parser.add_argument(
         "--data",
         action="append",
@@ -130,33 +188,33 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
         metavar="NAME=FILE",
         help="read FILE in place of data set NAME (repeatable)",
     )
-    parser.add_argument(
-        "--root", type=Path, default=DEFAULT_ROOT, help="folder for checkpoints and runs (default: out)"
-    )
+    parser.add_root()
     parser.add_argument("--force", action="store_true", help="run the selected stages even if they are done")
     parser.add_argument("--dry-run", action="store_true", help="print which stages would run, and why")
-    parser.add_argument("--print_config", action="store_true", help="print the recipe with all defaults")
+    parser.add_argument(
+        "--print_config", "--print-config", action="store_true", help="print the recipe with all defaults"
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this help with the recipe's settings")
-    options, overrides = parser.parse_known_args(words)
+    options, overrides = parser.parse_with_settings(words)
 
     from pipeline.recipe import as_yaml, load_recipe
-    from stages.errors import ConfigError
 
     if options.help:
         from pipeline.settings_help import settings_help
 
         print(parser.format_help() + "\n" + settings_help(STAGE_COMMANDS.get(command)))
         return
-    path = getattr(options, "recipe", None) or options.config
-    if path is None:
-        raise ConfigError(
-            f"no recipe is given; write: triptych {command} {'RECIPE' if command == 'run' else '--config RECIPE'}"
-        )
+    first, only = getattr(options, "first", None), getattr(options, "only", None)
+    if first and only:
+        raise ConfigError(f"--from {first} and --only {only} exclude each other; give one of them")
+    path = given_recipe(command, options.recipe, options.config)
     copies = {}
     for pair in options.data:
         name, separator, file = pair.partition("=")
         if not separator:
             raise ConfigError(f"--data is '{pair}'; it must be NAME=FILE, for example Anthropic/hh-rlhf=hh.jsonl.gz")
+        if name in copies:
+            raise ConfigError(f"--data names the data set '{name}' twice; give one file for it")
         copies[name] = file
     recipe = load_recipe(path, overrides, copies)
     if options.print_config:
@@ -166,37 +224,21 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
     from pipeline.plan import Selection
     from pipeline.runner import run_pipeline
 
-    stage = STAGE_COMMANDS.get(command)
-    names = {name.replace("_", "-"): name for name in STAGE_COMMANDS.values()}
-    first, only = (
-        names.get(name, name) if name else None
-        for name in (getattr(options, "first", None), getattr(options, "only", None))
-    )
-    run_pipeline(recipe, options.root, Selection(first, stage or only, options.force), options.dry_run)
+    first, only = (name and STAGE_COMMANDS.get(name.replace("_", "-"), name) for name in (first, only))
+    selection = Selection(first, STAGE_COMMANDS.get(command) or only, options.force)
+    run_pipeline(recipe, options.root, selection, options.dry_run)
 
 
-def look_into_store(command: str, words: Sequence[str]) -> None:
-    """`log NAME` and `verify [NAME]`."""
-    about = "Show a checkpoint's history." if command == "log" else "Check the hashes of a checkpoint, or of all."
-    parser = argparse.ArgumentParser(prog=f"triptych {command}", description=about, allow_abbrev=False)
-    name = "checkpoint: a name such as quickstart/ppo, or a key"
-    parser.add_argument("name", nargs=None if command == "log" else "?", help=name)
-    parser.add_argument(
-        "--root", type=Path, default=DEFAULT_ROOT, help="folder for checkpoints and runs (default: out)"
-    )
-    if command == "log":
-        parser.add_argument("--verbose", action="store_true", help="show every metric and setting")
-    options = parser.parse_args(words)
+def given_recipe(command: str, word: str | None, config: str | None) -> Path:
+    """The recipe's file, which is given as a word or with --config. Raises ConfigError for none or two."""
+    from stages.errors import ConfigError
 
-    from checkpoint_store import CheckpointStore, format_lineage
-
-    store = CheckpointStore(options.root / "store")
-    if command == "log":
-        print(format_lineage(store, options.name, options.verbose), end="")
-        return
-    for key in [store.resolve(options.name)] if options.name else store.keys():
-        store.verify(key)
-        print(f"{key} {store.manifest(key).name}: all files match their published hashes")
+    call = "triptych run RECIPE" if command == "run" else f"triptych {command} --config RECIPE"
+    if word is not None and config is not None:
+        raise ConfigError(f"two recipes are given, '{word}' and '{config}'; give one: {call}")
+    if word is None and config is None:
+        raise ConfigError(f"no recipe is given; write: {call}")
+    return Path(word or config or "")
 
 
 def stage_script(stage: str) -> NoReturn:

@@ -5,19 +5,18 @@ A stage's key is a hash of everything that decides its result, so the plan is kn
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from checkpoint_store import CheckpointStore, StoreError, stage_key
-from data_schema import Source, fingerprint, template
 from data_schema.held_out import HeldOutTasks, overlap
+from pipeline.build import shown
 from pipeline.configs import Recipe
+from pipeline.inputs import data_of
+from pipeline.locations import model_fingerprint
 from stages.errors import ConfigError
-from stages.judging import load_function, load_judge
 from stages.ppo.reward_settings import reads_pipelines, reward_role
 from stages.select.settings import SelectConfig
 from stages.settings import plain, source_lists
@@ -40,6 +39,8 @@ IMMATERIAL = (
     *("preset", "device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens"),
     *("gradient_checkpointing", "offload_frozen", "max_ratio", "max_approx_kl", "keep_rollouts", "snapshot_every"),
 )
+# Not part of the key either: where data and models are. Their contents are, as fingerprints or as keys of parents.
+LOCATIONS = ("path", "promptsource", "sources", "template", "base_model", "sft", "reward_model", "model")
 
 
 @dataclass(frozen=True)
@@ -79,29 +80,55 @@ def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
     for stage in STAGES:
         config = getattr(recipe, stage)
         if stage == "select":
-            config = (config or SelectConfig()) if recipe.sft.select == "reward_model" else None
+            config = (config or SelectConfig()) if recipe.sft and recipe.sft.select == "reward_model" else None
         given = recipe.reward_model is not None and recipe.reward_model.data
         if config is None or (stage == "comparisons" and given):
             continue
-        if stage == "reward_model" and not config.demonstrations:
+        if stage == "reward_model" and not config.demonstrations and recipe.sft is not None:
             config = replace(config, demonstrations=recipe.sft.data)
-        if stage == "evaluate" and not config.rewards and recipe.ppo is not None:
-            config = replace(config, rewards=recipe.ppo.rewards)
+        if stage == "evaluate" and recipe.ppo is not None:
+            config = replace(
+                config,
+                sft=config.sft or recipe.ppo.sft,
+                reward_model=config.reward_model or recipe.ppo.reward_model,
+                rewards=config.rewards or recipe.ppo.rewards,
+            )
         if recipe.held_out_tasks is not None and stage != "evaluate":
             config = _keep_out(config, recipe.held_out_tasks)
-        parents, outside = _parents(stage, config, plans, store)
-        data = _data(config, recipe.seed)
-        for role, path in outside.items():
-            data[role] = {"source": str(path), "fingerprint": model_fingerprint(str(path))}
-        material = plain(config)
-        for name in IMMATERIAL:
-            material.pop(name, None)
+        try:
+            parents, outside = _parents(stage, config, plans, store)
+            data = data_of(config, recipe.seed)
+            for role, path in outside.items():
+                data[role] = {"source": str(path), "fingerprint": model_fingerprint(str(path))}
+        except OSError as error:
+            problem = f"{shown(error.filename)}: {error.strerror}"
+            raise ConfigError(f"{stage} names a path that cannot be read: {problem}; check the path") from None
+        settings = material(plain(config))
+        contents = {role: row["fingerprint"] for role, row in data.items()}
         version = f"{stage}/{VERSIONS[stage]}"
-        key = stage_key(stage, {**material, "seed": recipe.seed}, parents, data, version)
+        key = stage_key(stage, {**settings, "seed": recipe.seed}, parents, contents, version)
         exists = store.exists(key)
-        reason = "published" if exists else _why(f"{recipe.name}/{stage}", material, parents, data, recipe.seed, store)
+        reason = "published" if exists else _why(f"{recipe.name}/{stage}", settings, parents, data, recipe.seed, store)
         plans[stage] = StagePlan(stage, config, key, parents, outside, data, exists, reason)
     return list(plans.values())
+
+
+def material(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stage's plain config that are part of its key."""
+    return {name: _without_locations(value) for name, value in config.items() if name not in IMMATERIAL + LOCATIONS}
+
+
+def _without_locations(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_locations(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    # The names in `meta` are those of the user's columns.
+    return {
+        name: item if name == "meta" else _without_locations(item)
+        for name, item in value.items()
+        if name not in LOCATIONS
+    }
 
 
 def _keep_out(config: Any, held_out: HeldOutTasks) -> Any:
@@ -136,61 +163,19 @@ def _parents(
             maker = "select" if role == "sft" and "select" in plans else role
             if maker in plans:
                 parents[role] = plans[maker].key
-        elif Path(named).is_dir():
-            outside[role] = Path(named)
         else:
             try:
-                parents[role] = store.resolve(named)
+                place = store.locate(named)
             except StoreError as error:
-                raise ConfigError(f"{stage}.{role} is '{named}', which is not a directory, and: {error}") from error
+                raise ConfigError(
+                    f"{stage}.{role} is '{named}', which is not a directory in {Path.cwd()}, next to the recipe or in "
+                    f"TRIPTYCH_DATA, and: {error}"
+                ) from error
+            if isinstance(place, Path):
+                outside[role] = place
+            else:
+                parents[role] = place
     return parents, outside
-
-
-def _data(config: Any, seed: int) -> dict[str, Any]:
-    """All data sources, judges and other code that a config names, with their fingerprints."""
-    data: dict[str, Any] = {}
-    for name, value in vars(config).items():
-        if isinstance(value, list) and value and isinstance(value[0], Source):
-            data[name] = {
-                "source": ", ".join(source.path for source in value),
-                "fingerprint": [fingerprint(source, seed) for source in value],
-            }
-    for name in ("judge", "labeler"):
-        if getattr(config, name, None) is not None:
-            load_judge(getattr(config, name), f"{config.section}.{name}")  # fail on a wrong name before anything runs
-            function = Source(f"python:{getattr(config, name)}")
-            data[name] = {"source": function.path, "fingerprint": fingerprint(function)}
-    sampling = getattr(config, "sampling", None)
-    if sampling is not None and sampling.engine is not None:
-        load_function(sampling.engine, f"{config.section}.sampling.engine")
-        function = Source(f"python:{sampling.engine}")
-        data["engine"] = {"source": function.path, "fingerprint": fingerprint(function)}
-    for place, part in enumerate(getattr(config, "rewards", [])):
-        if part.function is not None:
-            load_function(part.function, f"{config.section}.rewards")
-            function = Source(f"python:{part.function}")
-            data[reward_role(place)] = {"source": function.path, "fingerprint": fingerprint(function)}
-    if getattr(config, "template", "tokenizer") != "tokenizer":  # the tokenizer's own comes with the base model
-        chosen = template(config.template)
-        data["template"] = {"source": config.template, "fingerprint": f"{chosen.name}/{chosen.version}"}
-    if hasattr(config, "base_model"):
-        data["base_model"] = {"source": config.base_model, "fingerprint": model_fingerprint(config.base_model)}
-    return data
-
-
-def model_fingerprint(source: str) -> str:
-    """The sha256 of a model directory's files; for a hub model its name and the revision in the local cache, if any."""
-    directory = Path(source)
-    if not directory.is_dir():
-        cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-        revision = cache / f"models--{source.replace('/', '--')}" / "refs" / "main"
-        return f"{source}@{revision.read_text().strip() if revision.is_file() else 'main'}"
-    digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json"):
-        digest.update(path.relative_to(directory).as_posix().encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _why(
@@ -209,7 +194,10 @@ def _why(
     changes = []
     if old.seed != seed:
         changes.append(f"seed {old.seed} -> {seed}")
-    changes += [f"{key} {a!r} -> {b!r}" for key, a, b in _differences(old.config, config)]
+    stage = name.rpartition("/")[2]
+    changes += [
+        f"{stage}.{path} {_shown(a)} -> {_shown(b)}" for path, a, b in _differences(material(old.config), config)
+    ]
     changes += [f"another {role} checkpoint" for role, key in parents.items() if old.parents.get(role) != key]
     changes += [
         f"{role} changed"
@@ -220,10 +208,29 @@ def _why(
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return [] if old == new else [(prefix, old, new)]
+    """(path, old value, new value) of each setting that differs."""
+    if old == new:
+        return []
     found = []
-    for key in new:
-        if key not in IMMATERIAL:
-            found += _differences(old.get(key), new[key], f"{prefix}.{key}".lstrip("."))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*new, *old]):
+            found += _differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and isinstance(new[0], Mapping):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            found += _differences(a, b, prefix if len(new) == 1 else f"{prefix}[{i}]")
+    else:
+        found.append((prefix, old, new))
     return found
+
+
+def _shown(value: Any) -> str:
+    """A value in a reason, as a recipe would have it: a section by its settings, a list of sections by its length."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_shown(item)}" for name, item in value.items() if item is not None) + "}"
+    if isinstance(value, list):
+        if any(isinstance(item, Mapping) for item in value):
+            return f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(value)

@@ -10,20 +10,27 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 import shutil
+import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoint_store import CheckpointStore, Manifest, code_state
+from checkpoint_store import CheckpointStore, Manifest, Root, StoreError, code_state, local_root, open_store
+from checkpoint_store.headline import is_number
+from checkpoint_store.lineage import warnings_of
 from pipeline.architecture import refuse_encoder_decoders
 from pipeline.configs import Recipe
+from pipeline.inputs import named_modules
 from pipeline.plan import EVERYTHING, VERSIONS, Selection, StagePlan, plan_pipeline
-from pipeline.summary import print_plan, print_summary
+from pipeline.terminal.console import visible
+from pipeline.terminal.summary import print_next_steps, print_plan, print_samples, print_summary, print_warnings
 from stages.errors import ConfigError
 from stages.job import Job, StageResult
+from stages.ppo.reward_settings import reads_pipelines
 from stages.settings import plain
 from stages.tracking import Tracker
 
@@ -31,43 +38,48 @@ logger = logging.getLogger("triptych")
 
 
 def run_pipeline(
-    recipe: Recipe, root: Path, selection: Selection = EVERYTHING, dry_run: bool = False
+    recipe: Recipe, root: Root, selection: Selection = EVERYTHING, dry_run: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
-    """Run the stages that must run. Returns the summary, which is also written to summary.json.
+    """Run the stages that must run. Returns the summary, which is also written to summary.json, and prints it unless
+    `quiet`.
 
     An error in a stage is raised; stages that have finished stay published, and the next run continues after them."""
-    store = CheckpointStore(root / "store")
+    store = open_store(root)
     plans = plan_pipeline(recipe, store)
     stages = [plan.stage for plan in plans]
     to_run = {p.stage for p in plans if selection.covers(p.stage, stages) and (selection.force or not p.exists)}
     refuse_encoder_decoders(plans, to_run)
     if dry_run:
         print_plan(recipe, plans, to_run, selection)
+        check(recipe, plans, to_run, store, dry_run=True)
         return {}
     done = run_stages(recipe, plans, to_run, store, root)
     summary = summarise(recipe, done, store)
-    folder = root / "pipelines" / recipe.name
+    folder = local_root(root) / "pipelines" / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".summary-{os.getpid()}.json"
     temporary.write_text(json.dumps(summary, indent=1) + "\n")
     temporary.replace(folder / "summary.json")
-    print_summary(summary, root)
+    if not quiet:
+        print_summary(summary, root, uses_reward_model(recipe))
+        print_samples(summary, store, root)
+        print_next_steps(summary, root)
+        print_warnings(summary)
     return summary
 
 
 def run_stages(
-    recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, root: Path
+    recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, root: Root
 ) -> dict[str, dict[str, Any]]:
     """Run the stages in `to_run` and name the published ones. Returns the summary's rows by stage."""
     done: dict[str, dict[str, Any]] = {}
-    if to_run:
-        from pipeline.gate import check_stages  # loads transformers
-
-        check_stages(plans, to_run, store, recipe.seed)
+    if modules := named_modules(plan.config for plan in plans if plan.stage in to_run):
+        print(f"importing the code that the recipe names: {visible(', '.join(modules))}", flush=True)
+    check(recipe, plans, to_run, store)
     for number, plan in enumerate(plans, start=1):
         if plan.stage in to_run:
             check_parents(plan, plans, store)
-            print(f"[{number}/{len(plans)}] {plan.stage} ({plan.reason})", flush=True)
+            print(f"[{number}/{len(plans)}] {plan.stage} ({visible(plan.reason)})", flush=True)
             manifest = run_stage(plan, recipe, store, root)
         elif store.exists(plan.key):
             manifest = store.manifest(plan.key)
@@ -77,10 +89,21 @@ def run_stages(
         done[plan.stage] = {
             "checkpoint": f"{recipe.name}/{plan.stage}",
             "key": plan.key,
-            "seconds": manifest.metrics["seconds"],
+            "seconds": recorded(manifest, "seconds", is_number, store),
             "skipped": plan.stage not in to_run,
         }
     return done
+
+
+def check(
+    recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, dry_run: bool = False
+) -> None:
+    """Check models and data of the stages in `to_run`, as `check_stages` does."""
+    if to_run:
+        from pipeline.gate.check import check_stages  # loads transformers
+
+        quiet_libraries()
+        check_stages(plans, to_run, store, recipe.seed, dry_run)
 
 
 def check_parents(plan: StagePlan, plans: Sequence[StagePlan], store: CheckpointStore) -> None:
@@ -95,10 +118,18 @@ def check_parents(plan: StagePlan, plans: Sequence[StagePlan], store: Checkpoint
             )
 
 
-def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Path) -> Manifest:
-    """Run one stage in its run directory and publish its output."""
+def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Root) -> Manifest:
+    """Run one stage in its run directory and publish its output. An error gets a note that names the two."""
+    directory = local_root(root) / "runs" / plan.key
+    try:
+        return run_and_publish(plan, recipe, store, directory)
+    except Exception as error:
+        error.add_note(f"stage {plan.stage}, run directory {directory}")
+        raise
+
+
+def run_and_publish(plan: StagePlan, recipe: Recipe, store: CheckpointStore, directory: Path) -> Manifest:
     quiet_libraries()
-    directory = root / "runs" / plan.key
     shutil.rmtree(directory / "output", ignore_errors=True)  # left by an interrupted run
     parents = {role: store.path(key) for role, key in plan.parents.items()} | dict(plan.outside)
     started = time.monotonic()
@@ -113,7 +144,9 @@ def run_stage(plan: StagePlan, recipe: Recipe, store: CheckpointStore, root: Pat
     ) as tracker:
         module = importlib.import_module(f"stages.{plan.stage}.stage")  # torch is imported here, not earlier
         result: StageResult = module.run(plan.config, Job(directory, parents, tracker, recipe.seed))
-        metrics = {**result.metrics, "seconds": round(time.monotonic() - started, 2)}
+        metrics = {**as_json(result.metrics), "seconds": round(time.monotonic() - started, 2)}
+        if tracker.warnings:
+            metrics["warnings"] = list(tracker.warnings)
         if store.exists(plan.key):  # --force: the old checkpoint stays until the new one is ready
             store.remove(plan.key)
         manifest = store.publish(
@@ -140,17 +173,58 @@ def merged_accounts(planned: Mapping[str, Any], counted: Mapping[str, Any]) -> d
     return {role: {**planned.get(role, {}), **counted.get(role, {})} for role in roles}
 
 
+def as_json(values: Any) -> Any:
+    """The values of a manifest's metrics; numbers that are not finite become text, since JSON has none."""
+    if isinstance(values, Mapping):
+        return {name: as_json(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [as_json(value) for value in values]
+    return str(values) if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def recorded(manifest: Manifest, name: str, is_sound: Callable[[Any], bool], store: CheckpointStore) -> Any:
+    """A metric that every checkpoint of its stage has. Raises StoreError if a changed manifest lacks it."""
+    value = manifest.metrics.get(name)
+    if not is_sound(value):
+        raise StoreError(
+            f"{store.root}/checkpoints/{manifest.key}/manifest.json: metrics lack a sound '{name}'; restore it from a "
+            f"copy, or run {manifest.stage} again with --force"
+        )
+    return value
+
+
+def is_comparison(models: Any) -> bool:
+    """Whether these are evaluate's numbers of the SFT model and the policy."""
+    if not isinstance(models, Mapping) or not {"sft", "ppo"} <= models.keys():
+        return False
+    numbers = [value for model in models.values() if isinstance(model, Mapping) for value in model.values()]
+    wins = models["ppo"] if isinstance(models["ppo"], Mapping) else {}
+    named = {"win_rate", "win_rate_low", "win_rate_high"} <= wins.keys()
+    return named and all(isinstance(model, Mapping) for model in models.values()) and all(map(is_number, numbers))
+
+
 def summarise(recipe: Recipe, done: Mapping[str, Mapping[str, Any]], store: CheckpointStore) -> dict[str, Any]:
-    """The summary of the published stages: what ran, how the models compare, how accurate the reward model is."""
+    """The summary of the published stages: what ran, how the models compare, how accurate the reward model is, and what
+    the stages warned about."""
     summary: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, "stages": dict(done)}
+    manifests = {stage: store.manifest(row["key"]) for stage, row in done.items()}
     if "evaluate" in done:
-        metrics = store.manifest(done["evaluate"]["key"]).metrics
-        summary["evaluation"], summary["decided_by"] = metrics["models"], metrics["decided_by"]
+        summary["evaluation"] = recorded(manifests["evaluate"], "models", is_comparison, store)
+        decided_by = recorded(manifests["evaluate"], "decided_by", lambda value: isinstance(value, str), store)
+        summary["decided_by"] = decided_by
     if "reward_model" in done:
-        metrics = store.manifest(done["reward_model"]["key"]).metrics
+        metrics = manifests["reward_model"].metrics
         names = ("pair_accuracy", "pair_accuracy_low", "pair_accuracy_high", "longer_wins_accuracy", "n")
         summary["reward_model"] = {name: metrics[name] for name in names if name in metrics}
+    if warnings := {stage: found for stage, manifest in manifests.items() if (found := warnings_of(manifest))}:
+        summary["warnings"] = warnings
     return summary
+
+
+def uses_reward_model(recipe: Recipe) -> bool:
+    """Whether something in the recipe reads the reward model that it trains. One without PPO is about that model."""
+    scored = [recipe.ppo.rewards if recipe.ppo else [], recipe.evaluate.rewards if recipe.evaluate else []]
+    return recipe.ppo is None or any(map(reads_pipelines, scored))
 
 
 def quiet_libraries() -> None:
@@ -158,8 +232,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
+    import huggingface_hub
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    if not sys.stderr.isatty():  # downloads too would write carriage returns into a log file
+        huggingface_hub.utils.disable_progress_bars()

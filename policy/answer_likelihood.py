@@ -1,6 +1,7 @@
 """Log-likelihoods that a model assigns to given answers.
 
-A prompt is read once, whatever its number of answers: its keys and values (or encoder states) are copied for each.
+A prompt is read once, whatever its number of answers: its keys and values (or encoder states) are copied for each. A
+model for which that is not exact reads the prompt again for each answer.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from policy.encoding import pad
+from policy.encoding import Padded, pad
 from policy.maths.logprobs import token_logprobs_from_hidden
-from policy.maths.masks import position_ids
-from policy.sampling.rollout import output_head, unflatten
+from policy.reading import reading_of
+from policy.sampling.decoder import states_after_prompts
+from policy.sampling.rollout import as_rollout, output_head, response_logprobs, unflatten
 from policy.seq2seq import answer_token_logprobs, collate_pairs
 
 
@@ -80,32 +82,17 @@ def _rows_of(questions: Sequence[Question], device: torch.device) -> Tensor:
 def _decoder_logprobs(model: PreTrainedModel, questions: Sequence[Question]) -> Tensor:
     """(answers,) log-likelihoods in nats of all answers, question after question."""
     device = model.device
-    body, head = getattr(model, model.base_model_prefix), output_head(model)
-    prompts, prompt_mask = (part.to(device) for part in pad([q.prompt for q in questions], 0, "left"))
-    answers, mask = (part.to(device) for part in pad([a for q in questions for a in q.answers], 0, "right"))
-    rows = _rows_of(questions, device)
-
-    cache = DynamicCache(config=model.config)
-    hidden = body(
-        input_ids=prompts,
-        attention_mask=prompt_mask.long(),
-        position_ids=position_ids(prompt_mask),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[rows, -1:]  # the state of a prompt's last token predicts an answer's first
-    if answers.shape[1] > 1:
-        cache.batch_select_indices(rows)
-        seen = torch.cat([prompt_mask[rows], mask[:, :-1]], dim=1)
-        more = body(
-            input_ids=answers[:, :-1],
-            attention_mask=seen.long(),
-            position_ids=position_ids(seen)[:, prompts.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        hidden = torch.cat([hidden, more], dim=1)
-    found = token_logprobs_from_hidden(hidden[mask], head, answers[mask])
-    return unflatten(found.logprobs, mask).sum(1)
+    if not reading_of(
+        model, max(question.width for question in questions)
+    ).prefix:  # the prompt is read again for each answer
+        asked = [(question.prompt, answer) for question in questions for answer in question.answers]
+        rollout = as_rollout([prompt for prompt, _ in asked], [answer for _, answer in asked], 0, device)
+        return response_logprobs(model, rollout, temperature=1.0).logprobs.sum(1)
+    prompts = Padded(*(part.to(device) for part in pad([q.prompt for q in questions], 0, "left")))
+    answers = Padded(*(part.to(device) for part in pad([a for q in questions for a in q.answers], 0, "right")))
+    hidden = states_after_prompts(model, prompts, answers, _rows_of(questions, device))
+    found = token_logprobs_from_hidden(hidden[answers.mask], output_head(model), answers.ids[answers.mask])
+    return unflatten(found.logprobs, answers.mask).sum(1)
 
 
 def _encoder_decoder_logprobs(model: PreTrainedModel, questions: Sequence[Question]) -> Tensor:

@@ -7,18 +7,25 @@ see the same prompt, id for id. Tokenized as one text, tokens could merge differ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from data_schema.errors import DataError
 from data_schema.records import Message
-from data_schema.templates import TEMPLATES, template
+from data_schema.templates import TEMPLATES, template, time_limit
 from policy.errors import ModelError
+from policy.special_tokens import cut_after_stop, without_last_stop
 
 BOS = "{{ bos_token }}"
+BLANKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE write a blank in a token
+
+
+class RenderError(ModelError):
+    """The chat template refuses a conversation, or fails on it."""
 
 
 class Encoded(NamedTuple):
@@ -55,8 +62,10 @@ def _try_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     talk = [Message("assistant" if i % 2 else "user", text) for i, text in enumerate(turns)]
     try:
         pieces = segments(tokenizer, talk)
-    except TemplateError as error:
-        raise ModelError(f"template '{name}' is not a working Jinja chat template: {error}; fix the file.") from error
+    except RenderError as error:
+        raise ModelError(
+            f"template '{name}' is not a working Jinja chat template: {error.__cause__}; fix the file."
+        ) from error
     except ModelError as error:
         raise ModelError(
             f"template '{name}' changes a prompt's text when the answer is added: under add_generation_prompt it must "
@@ -71,10 +80,21 @@ def _try_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opening: bool) -> str:
-    """Render the conversation as text; `opening` adds the text that opens an answer."""
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opening: bool, **variables: Any) -> str:
+    """Render the conversation as text; `opening` adds the text that opens an answer, `variables` are further names that
+    the template can read. Raises RenderError if the template raises anything."""
     rows = [{"role": message.role, "content": message.content} for message in messages]
-    return str(tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=opening))
+    start = " ".join(messages[0].content.split())[:40] if messages else ""
+    try:
+        with time_limit(f"the chat template, for the conversation that begins with '{start}',"):
+            return str(tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=opening, **variables))
+    except DataError:
+        raise
+    except Exception as error:  # a template is a program, which can raise any error
+        reason = " ".join(str(error).split()) or "no reason is given"
+        raise RenderError(
+            f"the chat template cannot render a conversation ({reason}); change the row, or use another template"
+        ) from error
 
 
 def segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[tuple[str, bool]]:
@@ -100,13 +120,12 @@ def segments(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) ->
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, prompt: str, messages: Sequence[Message]) -> str:
-    """The text of the last message, EOS included, in a conversation whose rendered prompt is `prompt`."""
+    """The text of the last message, with its stop token, in a conversation whose rendered prompt is `prompt`."""
     whole = render(tokenizer, messages, opening=False)
     _check_prefix(prompt, whole)
-    eos = str(tokenizer.eos_token)
-    # The first EOS ends an answer, as it would end a sampled one. Any text after it, from the template or because the
-    # content itself contains EOS, belongs to the next turn.
-    return whole[len(prompt) :].partition(eos)[0] + eos
+    # The first stop token ends an answer, as it would end a sampled one. Any text after it, from the template or
+    # because the content itself contains one, belongs to the next turn.
+    return cut_after_stop(tokenizer, whole[len(prompt) :])
 
 
 def _check_prefix(start: str, whole: str) -> None:
@@ -118,19 +137,40 @@ def _check_prefix(start: str, whole: str) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
-    """Encode conversations as ids with a response mask; one that ends with the user stops where the answer begins."""
-    pieces = [segments(tokenizer, messages) for messages in conversations]
-    ids = iter(_tokenize(tokenizer, [text for conversation in pieces for text, _ in conversation]))
+    """Encode conversations as ids with a response mask; one that ends with the user stops where the answer begins.
+
+    Raises ModelError, with the beginning of the conversation, for the first one that cannot be encoded."""
+    pieces = []
+    for messages in conversations:
+        try:
+            pieces.append(segments(tokenizer, messages))
+        except ModelError as error:
+            raise ModelError(f'the conversation that begins "{_beginning(messages)}": {error}') from error
+    return encode_segments(tokenizer, pieces)
+
+
+def encode_segments(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[tuple[str, bool]]]
+) -> list[Encoded]:
+    """Encode conversations that `segments` has rendered."""
+    texts = [text for pieces in conversations for text, _ in pieces]
+    before = [pieces[i - 1][0] if i else "" for pieces in conversations for i in range(len(pieces))]
+    ids = iter(_tokenize(tokenizer, texts, before))
     encoded = []
-    for conversation in pieces:
+    for pieces in conversations:
         tokens: list[int] = []
         mask: list[bool] = []
-        for _, is_response in conversation:
+        for _, is_response in pieces:
             piece = next(ids)
             tokens += piece
             mask += [is_response] * len(piece)
         encoded.append(Encoded(tokens, mask))
     return encoded
+
+
+def _beginning(messages: Sequence[Message]) -> str:
+    text = " ".join(messages[0].content.split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
@@ -145,19 +185,59 @@ def encode_answers(
     pieces = [text for text, _ in segments(tokenizer, prompt)]
     whole = "".join(pieces)
     texts = [answer_text(tokenizer, whole, [*prompt, Message("assistant", answer)]) for answer in answers]
-    ids = _tokenize(tokenizer, pieces + texts)
+    before = ["", *pieces[:-1]] + [pieces[-1]] * len(texts)
+    ids = _tokenize(tokenizer, pieces + texts, before)
     return [token for piece in ids[: len(pieces)] for token in piece], ids[len(pieces) :]
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], before: list[str]) -> list[list[int]]:
+    """The ids of each text; `before` is the text in front of it, "" at the start of a conversation.
+
+    SentencePiece puts a blank in front of every text it is given. Within a conversation there is none: a model that
+    learned it would write a blank that the template does not have."""
+    if not texts:
+        return []
     # The template writes all special tokens; a BOS added here would be a second one.
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    if not adds_blank(tokenizer):
+        return _ids(tokenizer, texts)
+    added = tuple(tokenizer.get_added_vocab())  # after one of these, a blank may belong there
+    starts = [next((token for token in added if text.endswith(token)), "\n") if text else "" for text in before]
+    distinct = list(dict.fromkeys(starts))
+    start_ids = dict(zip(distinct, _ids(tokenizer, distinct), strict=True))
+    whole = _ids(tokenizer, [start + text for start, text in zip(starts, texts, strict=True)])
+    rows = []
+    for start, text, row in zip(starts, texts, whole, strict=True):
+        first = start_ids[start]
+        joined = row[: len(first)] != first  # a token has taken characters of both
+        rows.append(_ids(tokenizer, [text])[0] if joined else row[len(first) :])
+    return rows
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    try:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # tokenizers raises plain Exceptions, for example for an unknown word
+        reason = " ".join(str(error).split()) or "no reason is given"
+        raise ModelError(f"the tokenizer cannot read a text ({reason}); change the row, or the tokenizer") from error
     return ids
 
 
+@lru_cache(maxsize=8)
+def adds_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a blank in front of a text."""
+    try:
+        tokens = tokenizer.convert_ids_to_tokens(_ids(tokenizer, ["x"])[0])
+    except ModelError:  # a list of words without "x"
+        return False
+    return "".join(tokens).startswith(BLANKS)
+
+
 def decode_responses(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, lengths: Tensor) -> list[str]:
-    """Decode (batch, response) ids -> texts without special tokens, cut at each response's length and stripped."""
-    rows = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
+    """Decode (batch, response) ids -> texts without special and stop tokens, cut at each length and stripped."""
+    rows = [
+        without_last_stop(tokenizer, row[:length].tolist())
+        for row, length in zip(tokens, lengths.tolist(), strict=True)
+    ]
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +25,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from policy.errors import ModelError
+from policy.errors import ModelError, first_line
+from policy.kinds import Wanted, check_files, check_kind
+from policy.special_tokens import (
+    check_special_tokens,
+    hide_ids_without_token,
+    mark_new_ids,
+    name_special_tokens,
+    read_stop_ids,
+    vocabulary_size,
+)
 
 logger = logging.getLogger("triptych.model")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "seq_length")
+# What transformers, tokenizers and safetensors raise for files that are missing, damaged, or of another kind.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
 class LanguageModel(NamedTuple):
@@ -46,22 +57,26 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def clear_load_errors(source: str | Path, what: str) -> Iterator[None]:
+def clear_load_errors(source: str | Path, what: Wanted) -> Iterator[None]:
     """Turn the errors that transformers raises for a missing or unreadable model into one line that says the fix."""
     path = Path(source)
     if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1):
         raise ModelError(
             f"no {what} at '{source}': give a directory in Hugging Face layout, or a hub name such as owner/name."
         )
-    if path.exists() and not (path / "config.json").is_file():
-        raise ModelError(f"'{source}' has no config.json; give the directory of a {what} in Hugging Face layout.")
+    check_files(source, what)
     try:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except UNREADABLE as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"'{source}' comes with Python code of its own (auto_map in its config), which triptych does not run; "
+                "give a model whose architecture is part of transformers, or a copy of it converted to one."
+            ) from error
         if path.exists():
-            raise ModelError(f"cannot load the {what} in '{source}': {_first_line(error)}; check its files.") from error
+            raise ModelError(f"cannot load the {what} in '{source}': {first_line(error)}; check its files.") from error
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise ModelError(
             f"'{source}' is not a directory in {Path.cwd()} nor available from the hub{offline}: check the path, or "
@@ -72,33 +87,24 @@ def clear_load_errors(source: str | Path, what: str) -> Iterator[None]:
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer, set to pad on the left for sampling. Its special tokens are not checked here."""
     with clear_load_errors(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", clean_up_tokenization_spaces=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, padding_side="left", clean_up_tokenization_spaces=False, trust_remote_code=False
+        )
+    read_stop_ids(tokenizer, source)
     return tokenizer
-
-
-def check_special_tokens(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
-    """Raise ModelError unless the tokenizer has an EOS and a padding token that differ."""
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of '{source}' has no EOS token, so no answer could end; set its eos_token.")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        state = (
-            "has no padding token" if tokenizer.pad_token_id is None else f"pads with its EOS {tokenizer.eos_token!r}"
-        )
-        raise ModelError(
-            f"the tokenizer of '{source}' {state}, but padding must be a token other than EOS, or EOS is masked too: "
-            "set sft.pad_token to one, for example '<|pad|>' (it is added if the vocabulary lacks it)."
-        )
 
 
 def load_config(source: str | Path) -> PreTrainedConfig:
     """Read a model's config.json, without its weights."""
     with clear_load_errors(source, "language model"):
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def positions(config: PreTrainedConfig) -> int:
     """Number of tokens that a model has positions for, or 2**31 if its config states no limit."""
-    return getattr(config, "max_position_embeddings", None) or 2**31
+    text = config.get_text_config()
+    limits = (getattr(text, name, None) for name in POSITIONS)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), 2**31)
 
 
 def is_encoder_decoder(source: str | Path) -> bool:
@@ -117,11 +123,11 @@ def check_decoder_only(source: str | Path) -> None:
 
 def load_weights(auto_class: Any, source: str | Path) -> PreTrainedModel:
     """Load a model in float32 with an Auto class of transformers. Raises ModelError if the checkpoint lacks weights."""
-    if any("ForSequenceClassification" in name for name in load_config(source).architectures or ()):
-        # With tied embeddings the check for missing weights below would find none.
-        raise ModelError(f"'{source}' is a reward model, which cannot generate text; give a language model.")
+    check_kind(load_config(source), source, "language model")
     with clear_load_errors(source, "language model"):
-        model, loading = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, loading = auto_class.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     if loading["missing_keys"]:  # transformers initialises them at random and continues
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(
@@ -153,10 +159,16 @@ def fit_special_tokens(
         if tokenizer.pad_token_id is None or pad_token not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"pad_token": pad_token})
     check_special_tokens(tokenizer, source)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        _grow_vocabulary(model, len(tokenizer))
-        logger.info("enlarged the vocabulary of %s to %d for %s", source, len(tokenizer), tokenizer.pad_token)
-    _agree(model, tokenizer)
+    known = model.get_input_embeddings().num_embeddings
+    size = vocabulary_size(tokenizer)
+    if size > known:
+        _grow_vocabulary(model, size)
+        logger.info("enlarged the vocabulary of %s to %d for %s", source, size, tokenizer.pad_token)
+    # If padding was EOS before, the embedding would still withhold gradients from EOS.
+    model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
+    mark_new_ids(model, tokenizer, known)
+    name_special_tokens(model, tokenizer)
+    hide_ids_without_token(model, tokenizer)
     return LanguageModel(model.to(device), tokenizer)
 
 
@@ -169,23 +181,9 @@ def _grow_vocabulary(model: PreTrainedModel, size: int) -> None:
             layer.weight[old:] = layer.weight[:old].mean(dim=0)
 
 
-def _agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the tokenizer's special tokens into the model's configs, which serving engines use to stop and pad."""
-    # If padding was EOS before, the embedding would still withhold gradients from EOS.
-    model.get_input_embeddings().padding_idx = tokenizer.pad_token_id
-    for config in (model.config, getattr(model, "generation_config", None)):
-        if config is not None:
-            config.pad_token_id = tokenizer.pad_token_id
-            config.eos_token_id = tokenizer.eos_token_id
-    if model.generation_config is not None:
-        # Published checkpoints carry sampling settings (repetition penalty, top-p); sampling here is always plain.
-        model.generation_config.do_sample = False
-        for habit in ("temperature", "top_p", "top_k", "repetition_penalty"):
-            setattr(model.generation_config, habit, None)
-
-
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write weights (safetensors), configs, tokenizer and its chat template."""
+    name_special_tokens(model, tokenizer)  # trainers write their own choice into the configs
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -201,24 +199,3 @@ def bare(model: Any) -> PreTrainedModel:
     """The model inside peft's wrapper, if there is one; its adapters stay active."""
     found: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return found
-
-
-def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str, task_type: str) -> Any:
-    """Wrap the model with trainable low-rank adapters (peft's PeftModel); its `merge_and_unload` merges them again.
-
-    task_type "CAUSAL_LM", or "SEQ_CLS", which also trains the scalar head. `targets` as in LoraConfig."""
-    from peft import LoraConfig, get_peft_model
-
-    modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
-    # Dropout 0: PPO compares log-probabilities of one text before and after a step; dropout would change them.
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=modules, task_type=task_type)
-    try:
-        with warnings.catch_warnings():  # peft reads a transformers attribute under its deprecated name
-            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-            return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"lora.targets '{targets}' does not fit this model: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

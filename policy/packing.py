@@ -1,7 +1,7 @@
 """Packs sequences of unequal length next to each other into rows, so that almost no padding is computed.
 
 Each sequence has positions from 0 and attends only to itself: transformers derives the mask from the positions. The
-states equal those of separate rows. A model that cannot read packed rows (tested once) gets separate rows.
+states equal those of separate rows, for models whose reading (policy/reading.py) is of packed rows.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.precision import autocast, reads_model
-
-EXACT = 1e-4  # rounding error allowed in float32, relative to the largest state
-_reads_packed: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+from policy.body import states
 
 
 class Places(NamedTuple):
@@ -55,18 +51,42 @@ def one_a_row(lengths: Sequence[int]) -> Places:
     return Places(list(range(n)), [0] * n, n, max(lengths, default=0))
 
 
-@reads_model
-def states_of_sequences(model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+def states_in_rows(
+    model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor, packed: bool
+) -> Tensor:
     """Return (sum of stop - start, hidden): the body's last states at tokens [start, stop) of each sequence, in order.
 
-    ids (tokens,) are the concatenated sequences and `lengths` (sequences,) their lengths. start and stop (sequences,)
-    count within each sequence."""
+    ids (tokens,) are the concatenated sequences and `lengths` (sequences,) their lengths; start and stop (sequences,)
+    count within each sequence. Rows hold several sequences, or one each with padding on its right."""
     device = ids.device
-    places = (pack_lengths if reads_packed(model) else one_a_row)(lengths.tolist())
+    places = (pack_lengths if packed else one_a_row)(lengths.tolist())
     row, column = torch.tensor(places.row, device=device), torch.tensor(places.column, device=device)
     hidden = _read(model, ids, lengths, row, column, places.n_rows, places.width)
     owner, offset = _tokens(stop - start)
     return hidden[row[owner], column[owner] + start[owner] + offset]
+
+
+def states_of_equals(
+    model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor, at_once: int
+) -> Tensor:
+    """As `states_in_rows`, from rows without padding: at most `at_once` sequences of equal length share a pass."""
+    sequences = ids.split(lengths.tolist())
+    found: list[Tensor] = [ids.new_empty(0)] * len(sequences)
+    for group in equal_groups(lengths.tolist(), at_once):
+        hidden = states(model, torch.stack([sequences[i] for i in group]))
+        for i, own in zip(group, hidden, strict=True):
+            found[i] = own[start[i] : stop[i]]
+    return torch.cat(found)
+
+
+def equal_groups(lengths: Sequence[int], at_once: int = 2**31) -> list[list[int]]:
+    """Indices of equal lengths together, at most `at_once` in a group, shortest first."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not groups or lengths[groups[-1][0]] != lengths[i] or len(groups[-1]) == at_once:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def _read(
@@ -80,9 +100,7 @@ def _read(
     if n_rows < len(lengths):
         positions = torch.zeros_like(laid)
         positions[row[owner], column[owner] + offset] = offset
-    body = getattr(model, model.base_model_prefix)
-    hidden: Tensor = body(input_ids=laid, position_ids=positions, use_cache=False).last_hidden_state
-    return hidden
+    return states(model, laid, position_ids=positions)
 
 
 def _tokens(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,30 +108,3 @@ def _tokens(counts: Tensor) -> tuple[Tensor, Tensor]:
     owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return owner, torch.arange(len(owner), device=counts.device) - first[owner]
-
-
-def reads_packed(model: PreTrainedModel) -> bool:
-    """Whether packed sequences get the same states as separate ones, tested once per model on a few random ids. Models
-    with flash kernels, recurrent states instead of attention, or positions made from a mask fail the test."""
-    if model not in _reads_packed:
-        _reads_packed[model] = _try_packed(model)
-    return _reads_packed[model]
-
-
-@torch.no_grad()
-def _try_packed(model: PreTrainedModel) -> bool:
-    lengths = torch.tensor([7, 4, 3, 5, 2])
-    rng = torch.Generator().manual_seed(0)  # leaves the run's own generators unchanged
-    ids = torch.randint(0, model.config.vocab_size, (int(lengths.sum()),), generator=rng).to(model.device)
-    lengths = lengths.to(model.device)
-    row, column = (torch.tensor(values, device=model.device) for values in ([0, 1, 1, 2, 2], [0, 0, 4, 0, 5]))
-    alone = torch.arange(len(lengths), device=model.device)
-    owner, offset = _tokens(lengths)
-    was_training = model.training
-    model.eval()
-    with autocast(model.device, enabled=False):  # its rounding would hide a difference
-        apart = _read(model, ids, lengths, alone, torch.zeros_like(alone), len(lengths), 7)[owner, offset]
-        together = _read(model, ids, lengths, row, column, 3, 7)[row[owner], column[owner] + offset]
-    model.train(was_training)
-    allowed = EXACT * torch.finfo(together.dtype).eps / torch.finfo(torch.float32).eps
-    return bool((together - apart).abs().max() <= allowed * apart.abs().max())

@@ -16,6 +16,7 @@ from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.maths.losses import next_token_loss
 from policy.precision import reads_model
 from policy.sampling.rollout import output_head
+from policy.states import states_of_sequences
 
 
 def pack_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], length: int) -> Tensor:
@@ -91,7 +92,7 @@ def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def pretraining_loss(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """Mean next-token cross-entropy of rows (batch, length), in nats per token (InstructGPT eq. 2, last term)."""
     ids = rows.long().to(model.device)
-    body = getattr(model, model.base_model_prefix)
-    hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    flat = token_logprobs_from_hidden(hidden.flatten(0, 1), output_head(model), ids[:, 1:].flatten())
+    lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
+    hidden = states_of_sequences(model, ids.flatten(), lengths, torch.zeros_like(lengths), lengths - 1)
+    flat = token_logprobs_from_hidden(hidden, output_head(model), ids[:, 1:].flatten())
     return next_token_loss(flat.logprobs.unsqueeze(0), torch.ones_like(flat.logprobs, dtype=torch.bool).unsqueeze(0))

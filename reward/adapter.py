@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from policy.errors import ModelError
+from policy.language_model import load_config
 from policy.memory.shared_weights import share_weights
+from reward.classes import scalar_class
 from reward.scalar_model import scalar_head
 
 FOLDER, BASE = "adapter", "base.json"
@@ -53,7 +55,7 @@ def adapter_settings(lora: Any) -> dict[str, Any]:
 def weights_hash(directory: Path) -> str:
     """sha256 of a checkpoint's weight files; a copy with another tokenizer or manifest has the same hash."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -74,7 +76,7 @@ def scalar_model_over(language_model: PreTrainedModel, config: PreTrainedConfig)
 
     Raises ModelError if the classifier and the language model of this family have different bodies."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        model: PreTrainedModel = scalar_class(config)._from_config(config)
     name = model.base_model_prefix
     body = getattr(language_model, name, None)
     if body is None or type(body) is not type(getattr(model, name)):
@@ -95,7 +97,7 @@ def adapted_scalar_model(directory: Path, language_model: PreTrainedModel, train
     the model on which it was trained; see `why_no_adapter`."""
     from peft import PeftModel
 
-    model = scalar_model_over(language_model, AutoConfig.from_pretrained(directory))
-    with warnings.catch_warnings():  # as in policy.language_model.add_lora
+    model = scalar_model_over(language_model, load_config(directory))
+    with warnings.catch_warnings():  # as in policy.adapters.add_lora
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
         return PeftModel.from_pretrained(model, directory / FOLDER, is_trainable=trainable).eval()

@@ -15,7 +15,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 N_BINS = 10  # of equal width between 0.5 and 1
-LARGEST = 1e6  # the search for the inverse temperature stops here; beyond it practically all pairs are right
+LARGEST = 1e300  # the search for the inverse temperature stops here; beyond it all pairs are right
+ORDINARY = 10  # differences between 2**-10 and 2**10 are fitted as they are, others in units of a power of two
 
 
 class ReliabilityBin(NamedTuple):
@@ -69,6 +70,9 @@ def fit_temperature(differences: npt.ArrayLike) -> Temperature:
 
     The loss is convex in the inverse temperature, so bisection on its slope finds the only minimum."""
     d = _checked(differences)
+    exponent = math.frexp(float(np.abs(d).max()))[1]
+    unit = math.ldexp(1.0, min(exponent, 1023)) if abs(exponent) > ORDINARY else 1.0
+    d = d / unit
     low, high = 0.0, 1.0
     if d.mean() <= 0:  # the slope at 0 is -mean / 2: the loss only grows from there
         return Temperature(None, math.log(2))
@@ -80,7 +84,7 @@ def fit_temperature(differences: npt.ArrayLike) -> Temperature:
         middle = (low + high) / 2
         low, high = (middle, high) if _slope(d, middle) < 0 else (low, middle)
     temperature = 2 / (low + high)
-    return Temperature(temperature, log_loss(d, temperature))
+    return Temperature(temperature * unit, log_loss(d, temperature))
 
 
 def _slope(differences: Floats, inverse_temperature: float) -> float:

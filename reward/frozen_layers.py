@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from policy.body import body_of
 from policy.errors import ModelError
 from reward.ranking_loss import PairIndex, kwise_ranking_loss
 from reward.scalar_model import scalar_head
@@ -48,7 +49,7 @@ def cut_after(model: PreTrainedModel, n_layers: int) -> None:
     """Keep a scalar model's first `n_layers` layers and one above them.
 
     Raises ModelError if the model has too few layers or is not built like Llama."""
-    body: Any = getattr(model, model.base_model_prefix)
+    body: Any = body_of(model)
     layers = getattr(body, "layers", None)
     parts = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
     if (
@@ -71,7 +72,7 @@ def cut_after(model: PreTrainedModel, n_layers: int) -> None:
 @torch.no_grad()
 def mean_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
     """(answers, hidden) float32: the mean, over prompt and answer, of the input to the last layer's attention."""
-    attention: Any = getattr(model, model.base_model_prefix).layers[-1].self_attn
+    attention: Any = body_of(model).layers[-1].self_attn
     given: list[Tensor] = []
     hook = attention.register_forward_pre_hook(
         lambda _, args, kwargs: given.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
@@ -80,6 +81,11 @@ def mean_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
         packed_scores(model, packed, normalised=False)
     finally:
         hook.remove()
+    if len(given) != 1:
+        raise ModelError(
+            "reward_model.frozen_layers needs texts of unequal length in one forward pass, which "
+            f"{type(model).__name__} cannot read exactly; remove the setting."
+        )
     row, column = packed.row, packed.column
     segments = packed.segments[row]  # (answers, width)
     own, prompt = packed.segments[row, column][:, None], packed.prompts[row, column][:, None]
@@ -120,7 +126,7 @@ def fit_readout(means: Tensor, pairs: PairIndex, l2: float) -> Readout:
 def write_readout(model: PreTrainedModel, readout: Readout) -> None:
     """Make the last layer and the head compute `mean @ readout.score`. The error is one or two hundredths for scores
     within three deviations, if `constant` gives one; scores saturate beyond twenty deviations."""
-    body: Any = getattr(model, model.base_model_prefix)
+    body: Any = body_of(model)
     layer = body.layers[-1]
     attention = layer.self_attn
     for module in (attention.q_proj, attention.v_proj, attention.o_proj, layer.mlp.down_proj, scalar_head(model)):

@@ -45,6 +45,10 @@ def from_reference_samples(
 def _checked(rewards: Tensor | Sequence[float]) -> Tensor:
     raw = torch.as_tensor(rewards).detach().to("cpu", torch.float64).flatten()
     bad = int((~raw.isfinite()).sum())
-    if len(raw) == 0 or bad:
-        raise ModelError(f"{bad} of {len(raw)} rewards are not finite; give one or more rewards, all of them finite.")
+    if len(raw) == 0:
+        raise ModelError("there are no rewards to set a scale on; give at least one text to score.")
+    if bad:
+        raise ModelError(
+            f"{bad} of {len(raw)} rewards are not finite, so they give no scale; lower reward_model's learning rate."
+        )
     return raw

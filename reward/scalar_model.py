@@ -1,20 +1,24 @@
 """A language model's body with a scalar head: r(prompt, response) at the last real token, V(state) at every token.
 
-It is a Hugging Face sequence-classification model with one label, which AutoModelForSequenceClassification opens. Its
-config stores the normalisation (`reward_gain`, `reward_bias`), since a bias in the head is lost on reload.
+It is a Hugging Face sequence-classification model with one label, which AutoModelForSequenceClassification opens if the
+architecture has such a class (reward/classes.py). Its config stores the normalisation (`reward_gain`, `reward_bias`),
+since a bias in the head is lost on reload.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from policy.errors import ModelError
-from policy.language_model import check_decoder_only, clear_load_errors
+from policy.kinds import check_kind
+from policy.language_model import check_decoder_only, clear_load_errors, load_config
 from policy.sampling.rollout import Rollout, states_between, unflatten
+from reward.classes import head_of_scalar, load_scalar
 from reward.normalisation import RewardNormalisation
 
 
@@ -22,8 +26,9 @@ def from_language_model(source: str | Path, device: torch.device, seed: int) -> 
     """Build a scalar model on a language model's body, with a random head of standard deviation 1/sqrt(d+1)
     (lm-human-preferences; Huang et al. 2024, detail 11)."""
     check_decoder_only(source)
+    check_kind(load_config(source), source, "language model")
     with clear_load_errors(source, "language model"):
-        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
+        model = load_scalar(source, load_config(source))
     draw_head(scalar_head(model), seed)
     store_normalisation(model, RewardNormalisation())
     return model.to(device)
@@ -43,24 +48,18 @@ def load_scalar_model(source: str | Path, device: torch.device) -> PreTrainedMod
     """Load a published reward model in float32. Raises ModelError for any other kind of model."""
     with clear_load_errors(source, "reward model"):
         check_decoder_only(source)
-        config = AutoConfig.from_pretrained(source)
-        architecture = (getattr(config, "architectures", None) or ["?"])[0]
-        if config.num_labels != 1 or "SequenceClassification" not in architecture:
-            labels = f" with {config.num_labels} labels" if "SequenceClassification" in architecture else ""
-            raise ModelError(
-                f"'{source}' is a {architecture}{labels}, not a reward model; give a sequence classifier of one label."
-            )
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
+        config = load_config(source)
+        check_kind(config, source, "reward model")
+        model = load_scalar(source, config)
     return model.to(device)
 
 
 def scalar_head(model: PreTrainedModel) -> torch.nn.Module:
     """The layer from hidden state to scalar, under the architecture's name for it. Raises ModelError without one."""
-    for name in ("score", "classifier"):
-        if hasattr(model, name):
-            head: torch.nn.Module = getattr(model, name)
-            return head
-    raise ModelError(f"{type(model).__name__} has no head named 'score' or 'classifier'; use another architecture.")
+    head = head_of_scalar(model)
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no head named 'score' or 'classifier'; use another architecture.")
+    return head
 
 
 def store_normalisation(model: PreTrainedModel, normalisation: RewardNormalisation) -> None:
@@ -68,7 +67,16 @@ def store_normalisation(model: PreTrainedModel, normalisation: RewardNormalisati
 
 
 def stored_normalisation(model: PreTrainedModel) -> RewardNormalisation:
-    return RewardNormalisation(getattr(model.config, "reward_gain", 1.0), getattr(model.config, "reward_bias", 0.0))
+    """The gain and bias in a model's config; 1 and 0 for a model from elsewhere. Raises ModelError if they are not
+    finite numbers."""
+    scale = getattr(model.config, "reward_gain", 1.0), getattr(model.config, "reward_bias", 0.0)
+    for name, value in zip(("reward_gain", "reward_bias"), scale, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ModelError(
+                f"{name} in the config.json of '{model.config.name_or_path}' is not a finite number; correct it, or "
+                "copy the checkpoint again."
+            )
+    return RewardNormalisation(*scale)
 
 
 def response_values(model: PreTrainedModel, rollout: Rollout, normalised: bool = True) -> Tensor:

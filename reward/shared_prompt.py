@@ -11,12 +11,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from policy.body import states
 from policy.packing import one_a_row, pack_lengths
+from policy.precision import autocast
+from policy.reading import architecture_key, reach_of
+from policy.states import states_of_sequences
+from policy.trials import ANY, EXACT
+from policy.twin import tiny_twin
 from reward.scalar_model import scalars
-
-EXACT = 1e-4  # rounding error allowed in float32, relative to the score
 
 
 class PackedAnswers(NamedTuple):
@@ -84,11 +88,18 @@ def _cost(width: int, hidden_size: int) -> float:
 
 def packed_scores(model: PreTrainedModel, packed: PackedAnswers, normalised: bool = True) -> Tensor:
     """(answers,) float32 r(prompt, answer), each read at the answer's last token."""
-    body = getattr(model, model.base_model_prefix)
-    hidden = body(
-        input_ids=packed.ids, attention_mask=_mask(model, packed), position_ids=packed.positions, use_cache=False
-    ).last_hidden_state
-    return scalars(model, hidden[packed.row, packed.column], normalised)
+    return scalars(model, packed_states(model, packed), normalised)
+
+
+def packed_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
+    """(answers, hidden) states at each answer's last token."""
+    if len(packed.row) > len(packed.ids):
+        hidden = states(model, packed.ids, attention_mask=_mask(model, packed), position_ids=packed.positions)
+        return hidden[packed.row, packed.column]
+    # One answer per row: read as this architecture needs it, without the padding.
+    lengths = packed.column + 1
+    real = torch.arange(packed.ids.shape[1], device=lengths.device) < lengths[:, None]
+    return states_of_sequences(model, packed.ids[real], lengths, lengths - 1, lengths, packed=False)
 
 
 def _mask(model: PreTrainedModel, packed: PackedAnswers) -> Tensor | None:
@@ -106,23 +117,69 @@ def _mask(model: PreTrainedModel, packed: PackedAnswers) -> Tensor | None:
     )
 
 
+def can_share_prompt(model: PreTrainedModel, longest: int) -> bool:
+    """Whether packed rows get the same scores as separate ones for texts of at most `longest` tokens (prompt and one
+    answer)."""
+    try:
+        return longest <= longest_shared(model.config, model.device)
+    except ValueError:  # no twin can be built
+        return longest <= _tried(model)
+
+
+def longest_shared(config: PreTrainedConfig, device: torch.device | None = None) -> int:
+    """Tokens of prompt and answer up to which the prompt can be shared by its answers; `ANY` if there is no limit, 0 if
+    it cannot. Tried once per architecture, on its twin, with texts beyond its window and within it.
+
+    Models whose attention does not accept a mask (recurrent states, flash kernels) fail the trial. Raises ValueError if
+    no twin can be built."""
+    if config._attn_implementation not in ("eager", "sdpa", None):
+        return 0
+    device = device or torch.device("cpu")
+    key = architecture_key(config, device)
+    if key not in _longest:
+        found = _tried(tiny_twin(config).to(device))
+        _longest[key] = reach_of(config) if found == WITHIN else found
+    return _longest[key]
+
+
+def _tried(model: PreTrainedModel) -> int:
+    if _is_exact(model, *LONG):
+        return ANY
+    return WITHIN if _is_exact(model, *SHORT) else 0
+
+
+_longest: dict[str, int] = {}
+WITHIN = 1  # only within the architecture's reach
+# Tokens of the trial's prompts and of the answers to each; a twin's window has 8 tokens.
+LONG = ((13, 4), ((7, 5, 14), (6, 9)))
+SHORT = ((3, 4), ((4, 2, 3), (2, 3)))
+
+
 @torch.no_grad()
-def can_share_prompt(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], pad_id: int
-) -> bool:
-    """Whether packed rows get the same scores as separate ones, tested on the given texts. Models whose attention does
-    not accept a custom mask (sliding windows, recurrent states, flash kernels) fail the test."""
-    if model.config._attn_implementation not in ("eager", "sdpa"):
-        return False
+def _is_exact(model: PreTrainedModel, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> bool:
+    rng = torch.Generator().manual_seed(0)
+    size = model.get_input_embeddings().num_embeddings
+
+    def text(length: int) -> list[int]:
+        found: list[int] = torch.randint(min(10, size // 2), size, (length,), generator=rng).tolist()
+        return found
+
+    asked, answered = [text(n) for n in prompts], [[text(n) for n in each] for each in answers]
+    packed = pack_answers(asked, answered, 0, hidden_size=10**6)
+    packed = PackedAnswers(*(part.to(model.device) for part in packed))
     was_training = model.training
     model.eval()
-    together, apart = (
-        packed_scores(
-            model,
-            PackedAnswers(*(t.to(model.device) for t in pack_answers(prompts, answers, pad_id, 10**6, share))),
-            normalised=False,
-        )
-        for share in (True, False)
-    )
-    model.train(was_training)
-    return bool(((together - apart).abs() <= EXACT * (1 + apart.abs())).all())
+    try:
+        apart = [
+            states(model, torch.tensor([prompt + answer], device=model.device))[0, -1]
+            for prompt, own in zip(asked, answered, strict=True)
+            for answer in own
+        ]
+        with autocast(model.device, enabled=False):
+            together = packed_states(model, packed)
+    except Exception:  # what an architecture does not support fails in ways that cannot be listed
+        return False
+    finally:
+        model.train(was_training)
+    want = torch.stack(apart)
+    return bool((together - want).abs().max() <= EXACT * want.abs().max())

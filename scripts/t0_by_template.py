@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # also runs from a checkout without installation
 
+from data_schema.errors import printable
 from data_schema.formats.table import GPT3_END
 
 
@@ -71,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         counts = split_by_template(options.data, options.index, options.out, options.hold_out, options.longest_answer)
     except (OSError, ValueError) as error:
-        print(f"t0_by_template: {error}", file=sys.stderr)
+        print(f"t0_by_template: {printable(str(error))}", file=sys.stderr)
         return 2
-    print(", ".join(f"{part}: {count} rows" for part, count in counts.items()))
+    print(", ".join(f"{printable(part)}: {count} rows" for part, count in counts.items()))
     return 0
 
 

@@ -11,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schema import Prompt
 from policy.encoding import decode_responses, encode_prompts
+from policy.errors import ModelError
 from policy.language_model import LanguageModel
 from policy.sampling.engines import RolloutEngine
 from policy.sampling.rollout import Rollout, collect_rollout
+from policy.special_tokens import stop_ids
 from reward.sources import Part, RolloutScores, score_rollout
 from stages.job import prompt_hash, read_seen_prompts
 from stages.judging import load_function
@@ -63,17 +65,33 @@ def sample_answers(
 ) -> Rollout:
     """Sample answers to prompts given as ids, with a recipe's settings."""
     engine: RolloutEngine = load_function(sampling.engine, "sampling.engine") if sampling.engine else collect_rollout
-    return engine(
+    rollout = engine(
         model,
         ids,
         max_new_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
         batch_size=sampling.batch_size,
-        eos_id=tokenizer.eos_token_id,
+        stop_ids=stop_ids(tokenizer),
         pad_id=tokenizer.pad_token_id,
         rng=rng,
         answers_each=answers_each,
     )
+    check_ids(rollout, tokenizer, sampling.engine)
+    return rollout
+
+
+def check_ids(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, engine: str | None) -> None:
+    """Raise ModelError if an engine sampled ids that the tokenizer has no token for: the policy gives them no
+    probability. Our own loop never draws one."""
+    if engine is None:
+        return
+    ids = rollout.responses[rollout.response_mask].unique()
+    unknown = sorted(set(ids.tolist()).difference(tokenizer.get_vocab().values()))
+    if unknown:
+        raise ModelError(
+            f"sampling.engine '{engine}' returned {len(unknown)} ids that the tokenizer has no token for, such as "
+            f"{unknown[0]}; let it sample only ids of the tokenizer's vocabulary."
+        )
 
 
 @torch.no_grad()

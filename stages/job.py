@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from data_schema import Record, Records, prompt_text, split
+from data_schema import DataError, Record, Records, prompt_text, split
 
 if TYPE_CHECKING:
     from stages.tracking import Tracker
@@ -47,11 +47,18 @@ def data_account(records: Records[Any], **dropped: int) -> dict[str, Any]:
     return {"format": records.format, "records": len(records), "dropped": counts}
 
 
-def keep_back(records: Records[R], share: float, seed: int) -> tuple[Records[R], Records[R]]:
-    """-> (training records, held-out records); no prompt or group is in both. A share of 0 holds nothing out."""
+def keep_back(records: Records[R], share: float, seed: int, setting: str = "held_out") -> tuple[Records[R], Records[R]]:
+    """-> (training records, held-out records); no prompt or group is in both. A share of 0 holds nothing out.
+
+    Raises DataError, which names `setting`, if one of them would be empty."""
     if share == 0:
         return records, records.select([])
-    parts = split(records, {"train": 1 - share, "held_out": share}, seed)
+    try:
+        parts = split(records, {"train": 1 - share, "held_out": share}, seed)
+    except DataError as error:
+        raise DataError(
+            f"{setting} is {share:g}, but {error}; or set {setting} to 0 to hold nothing out", field=setting
+        ) from None
     return parts["train"], parts["held_out"]
 
 

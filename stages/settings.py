@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
+from data_schema.errors import printable
 from data_schema.sources import Source
 from stages.errors import ConfigError
 
@@ -14,18 +17,30 @@ COUNT = (1, INFINITY)
 POSITIVE = (1e-12, INFINITY)
 NOT_NEGATIVE = (0, INFINITY)
 SHARE = (0, 1)
+LONGEST_NAME = 80  # characters; W&B's run ids, which contain the name, have at most 128
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")  # checkpoint_store/names.py: one part
 Device = Literal["auto", "cpu", "cuda"]
 JudgePath = str  # "module:function" taking (meta, response, finished) and returning {"gold": ..., other parts ...}
 
 
 def check_bounds(config: Any, **bounds: tuple[float, float]) -> None:
-    """Raise ConfigError for a number outside its bounds (inclusive; POSITIVE excludes 0). None means off and passes."""
+    """Raise ConfigError for a number outside its bounds (inclusive; POSITIVE excludes 0), or one that is not finite.
+    None means off and passes."""
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
-        if value is not None and not low <= value <= high:
-            least = "greater than 0" if low == POSITIVE[0] else f"at least {low:g}"
-            span = least if high == INFINITY else f"between {low:g} and {high:g}"
-            raise ConfigError(f"{config.section}.{name} is {value:g}; it must be {span}")
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            least = "greater than 0" if low == POSITIVE[0] else f"at least {low:.12g}"
+            span = least if high == INFINITY else f"between {low:.12g} and {high:.12g}"
+            raise ConfigError(f"{config.section}.{name} is {value:.12g}; it must be {span}")
+
+
+def check_name(setting: str, value: str) -> None:
+    """Raise ConfigError for a recipe's, project's or group's name that could not be part of a checkpoint's name."""
+    if not NAME.fullmatch(value):
+        raise ConfigError(
+            f"{setting} is '{printable(value[:LONGEST_NAME])}'; it must be at most {LONGEST_NAME} letters (a to z), "
+            "digits, '.', '_' or '-', and begin with a letter or digit"
+        )
 
 
 def source_lists(config: Any) -> dict[str, list[Source]]:
@@ -110,6 +125,11 @@ class TrackingConfig:
     group: str | None = None
     """W&B group of all the recipe's runs; null: the recipe's name."""
 
+    def __post_init__(self) -> None:
+        check_name("tracking.project", self.project)
+        if self.group is not None:
+            check_name("tracking.group", self.group)
+
 
 def plain(config: Any) -> Any:
     """Return a config as JSON-ready values."""
@@ -119,4 +139,6 @@ def plain(config: Any) -> Any:
         return {name: plain(value) for name, value in config.items()}
     if isinstance(config, list | tuple):
         return [plain(value) for value in config]
+    if isinstance(config, float) and not math.isfinite(config):
+        return str(config)  # JSON has no infinity; a recipe reads the text as the number
     return config

@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import netrc
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
+
+from checkpoint_store.errors import StoreError
+from stages.run_directory import (
+    RECORD,
+    TABLES,
+    from_json,
+    move_aside,
+    read_lines,
+    read_tables,
+    to_json,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     import wandb
 
 WandbMode = Literal["auto", "offline", "online", "disabled"]
 
-RECORD = "metrics.jsonl"
-TABLES = "tables.json"  # lists the tables of the run: [[key, columns], ...]
 INIT_SECONDS, FINISH_SECONDS = 30.0, 120.0  # how long a stage waits for an unreachable wandb server
-NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no numbers for these
 
 log = logging.getLogger("triptych.tracking")
 
@@ -53,16 +61,20 @@ class Tracker:
     ):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
+        self.warnings: list[str] = []  # what the runner repeats at the end of the run
         self._tables: dict[str, list[str]] = {}
         resumed = resume_step is not None and (run_dir / RECORD).exists()
         if resumed:
             assert resume_step is not None
             self._drop_after(resume_step)
             # the new offline run has everything again; syncing the old one too would mix the two
-            _move_aside(run_dir, [f"wandb/{path.name}" for path in run_dir.glob("wandb/offline-run-*")])
+            move_aside(run_dir, [f"wandb/{path.name}" for path in run_dir.glob("wandb/offline-run-*")])
         else:
-            tables = [f"{key}.jsonl" for key, _ in _read_json(run_dir / TABLES, default=[])]
-            _move_aside(run_dir, [RECORD, TABLES, "wandb", "rollouts", "snapshots", *tables])
+            try:
+                tables = [f"{key}.jsonl" for key in read_tables(run_dir)]
+            except StoreError:  # nothing of it is needed: all files that could be tables are moved
+                tables = [path.name for path in run_dir.glob("*.jsonl") if path.name != RECORD]
+            move_aside(run_dir, [RECORD, TABLES, "wandb", "rollouts", "snapshots", *tables])
         self._record = (run_dir / RECORD).open("a", encoding="utf-8")
         self._run: wandb.Run | None = None
         self._data_dir_before = os.environ.get("WANDB_DATA_DIR")
@@ -78,6 +90,12 @@ class Tracker:
         if resumed and self._run is not None:
             self._replay()
 
+    def warn(self, text: str) -> None:
+        """Show a warning now. The runner keeps it in the checkpoint's manifest and repeats it at the end of the run."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            logging.getLogger("triptych").warning("warning: %s", text)
+
     def log(self, metrics: Mapping[str, float | int], step: int) -> None:
         """Log `metrics` at `step`. Several calls may share a step; wandb ignores a step lower than its last one."""
         if clash := {"step", "time"} & metrics.keys():
@@ -86,7 +104,7 @@ class Tracker:
         line = {
             "step": step,
             "time": round(time.time(), 3),
-            **{name: _to_json(value) for name, value in numbers.items()},
+            **{name: to_json(value) for name, value in numbers.items()},
         }
         self._record.write(json.dumps(line) + "\n")
         self._record.flush()
@@ -100,10 +118,10 @@ class Tracker:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._tables.get(key) != list(columns):
             self._tables[key] = list(columns)
-            _write_atomically(self.run_dir / TABLES, json.dumps(list(self._tables.items())))
+            write_atomically(self.run_dir / TABLES, json.dumps(list(self._tables.items())))
         with path.open("a", encoding="utf-8") as file:
             for row in rows:
-                cells = {name: _to_json(cell) for name, cell in zip(columns, row, strict=True)}
+                cells = {name: to_json(cell) for name, cell in zip(columns, row, strict=True)}
                 file.write(json.dumps({"step": step, **cells}, ensure_ascii=False) + "\n")
         self._forward_table(key, columns, rows, step)
 
@@ -172,13 +190,13 @@ class Tracker:
         tables: dict[int, list[tuple[str, list[list[Any]]]]] = {}
         for key, columns in self._tables.items():
             by_step: dict[int, list[list[Any]]] = {}
-            for row in _read_lines(self.run_dir / f"{key}.jsonl"):
-                by_step.setdefault(row["step"], []).append([_from_json(row.get(name)) for name in columns])
+            for row in read_lines(self.run_dir / f"{key}.jsonl"):
+                by_step.setdefault(row["step"], []).append([from_json(row.get(name)) for name in columns])
             for step, rows in by_step.items():
                 tables.setdefault(step, []).append((key, rows))
         metrics: dict[int, dict[str, Any]] = {}
-        for record in _read_lines(self.run_dir / RECORD):
-            values = {name: _from_json(value) for name, value in record.items() if name not in ("step", "time")}
+        for record in read_lines(self.run_dir / RECORD):
+            values = {name: from_json(value) for name, value in record.items() if name not in ("step", "time")}
             metrics.setdefault(record["step"], {}).update(values)
         for step in sorted(metrics.keys() | tables.keys()):
             self._forward(metrics.get(step, {}), step)
@@ -199,10 +217,10 @@ class Tracker:
                 self._run.log({key: table}, step=step)
 
     def _drop_after(self, step: int) -> None:
-        self._tables = {key: columns for key, columns in _read_json(self.run_dir / TABLES, default=[])}
+        self._tables = read_tables(self.run_dir)
         for path in (self.run_dir / RECORD, *(self.run_dir / f"{key}.jsonl" for key in self._tables)):
-            kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in _read_lines(path) if row["step"] <= step]
-            _write_atomically(path, "".join(kept))
+            kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_lines(path) if row["step"] <= step]
+            write_atomically(path, "".join(kept))
 
 
 class _Guard:
@@ -235,45 +253,6 @@ def _netrc_login() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _to_json(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _from_json(value: Any) -> Any:
-    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSONL file, without an incomplete last line (the process was killed while writing)."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _move_aside(run_dir: Path, names: Sequence[str]) -> None:
-    present = [name for name in names if (run_dir / name).exists()]
-    if not present:
-        return
-    number = 1 + max([int(path.name.split("-")[1]) for path in run_dir.glob("before-[0-9]*")], default=0)
-    for name in present:
-        target = run_dir / f"before-{number}" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(run_dir / name, target)
 
 
 def _line(error: BaseException) -> str:

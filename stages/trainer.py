@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.errors import ConfigError
+from stages.progress import progress
 from stages.tracking import Tracker
 
 
@@ -35,6 +36,12 @@ def count_steps(section: str, n_rows: int, batch: float, epochs: float) -> int:
     return max(1, math.floor(epochs * n_rows / batch))
 
 
+def training_precision(device: torch.device) -> str:
+    """The type that SFT and reward model compute in while they train: "bfloat16" on a GPU that has it. The weights and
+    their updates are float32 in any case."""
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
 def trainer_arguments(
     directory: Path, device: torch.device, seed: int, rows: int, accumulate: int, steps: int, max_grad_norm: float
 ) -> dict[str, Any]:
@@ -54,7 +61,7 @@ def trainer_arguments(
         "data_seed": seed,
         "use_cpu": device.type == "cpu",
         # The default None would mean bf16 autocast, even on a CPU, and scores would be rounded to about 0.01.
-        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "bf16": training_precision(device) == "bfloat16",
         "dataloader_pin_memory": device.type == "cuda",
         "disable_tqdm": False,
         "remove_unused_columns": False,
@@ -97,6 +104,12 @@ class RecordCallback(ProgressCallback):
     def __init__(self, tracker: Tracker, prefix: str, steps_before: int = 0) -> None:
         super().__init__()
         self.tracker, self.prefix, self.steps_before = tracker, prefix, steps_before
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.training_bar = progress(total=state.max_steps, desc=self.prefix, unit="step")
+        self.current_step = 0
 
     def on_log(
         self,

@@ -149,6 +149,10 @@ class ListTracker:
 
     def __init__(self) -> None:
         self.records: list[dict[str, float]] = []
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.records.append({"step": step, **metrics})

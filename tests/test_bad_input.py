@@ -126,7 +126,7 @@ def test_a_wrong_setting_is_one_line_with_the_cure(
         ("reward-model", ["--reward_model.max_length=8"], ["reward_model", "max_length"]),
         ("ppo", ["--ppo.rollout_batch=1000"], ["ppo", "fewer than one batch of 1000", "ppo.rollout_batch"]),
         ("ppo", ["--ppo.max_prompt_length=2"], ["ppo", "have at most 2 tokens"]),
-        ("ppo", ["--ppo.pretraining_length=100000"], ["100000", "more text"]),
+        ("ppo", ["--ppo.pretraining_length=100000"], ["ppo.pretraining_length is 100000", "lower it"]),
         ("ppo", ["--ppo.monitor=data_schema.quickstart.world:judg"], ["ppo.monitor", "judg"]),
         ("ppo", ["--ppo.reward_model=small/sft"], ["not a reward model"]),
         ("ppo", ["--ppo.sft=recipes"], ["recipes", "config.json"]),

@@ -87,3 +87,15 @@ def test_large_differences_overflow_nothing() -> None:
 def test_what_is_no_list_of_numbers_is_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="one or more finite numbers"):
         fit_temperature(bad)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-8, 1e-3, 1.0, 1e4, 1e20, 1e300])
+def test_the_temperature_follows_the_scale_of_the_scores(size: float) -> None:
+    """Two at d and one at -d: sigmoid(d / T) = 2/3, so T = d / log 2, whatever d is."""
+    fitted = fit_temperature([size, size, -size])
+    assert fitted.temperature == pytest.approx(size / math.log(2), rel=1e-9)
+    assert fitted.log_loss == pytest.approx(-2 / 3 * math.log(2 / 3) - math.log(1 / 3) / 3)
+
+
+def test_one_large_difference_does_not_hide_the_small_ones() -> None:
+    assert fit_temperature([1e-8, 1e-8, -1e-8, 1e20]).temperature == pytest.approx(1e-8 / math.log(2))

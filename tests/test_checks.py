@@ -54,9 +54,9 @@ def test_traps_in_the_text_are_counted(question: str, answer: str, check: str | 
     assert found(demonstration(question, answer)) == ({check: ("warning", 1)} if check else {})
 
 
-def test_a_special_token_of_the_tokenizer_is_told_as_such() -> None:
+def test_the_tokenizers_own_end_mark_is_not_another_models() -> None:
     row = demonstration("what does <pad> mean", "it fills</s>")
-    assert found(row, special=("<pad>", "</s>")) == {"special_token_in_text": ("warning", 1)}
+    assert found(row, special=("<pad>", "</s>")) == {}
     assert found(row) == {"end_mark_in_text": ("warning", 1)}
 
 

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
-from small_recipe import JUDGE, Chain
+from small_recipe import JUDGE, Chain, job
 
 from data_schema import Comparison, Message, Prompt, read_records
 from data_schema.quickstart.world import judge
 from data_schema.sources import Source
+from pipeline.recipe import load_recipe
+from stages.comparisons import stage as comparisons
 from stages.comparisons.settings import ComparisonsConfig
-from stages.comparisons.stage import HELD_OUT_FILE, TRAIN_FILE, rank_answers
+from stages.comparisons.stage import ALL_TIE, HELD_OUT_FILE, TOO_FEW, TRAIN_FILE, how_to_keep, rank_answers
+from stages.errors import ConfigError
 
 PROMPT = Prompt("p", "test", (Message("user", "say a number"),), group="g", meta={"by": 1})
 
@@ -65,3 +70,35 @@ def test_collected_comparisons_are_ranked_by_the_judge_and_held_out_prompts_are_
         assert len(set(record.responses)) == len(record.responses) <= 4
         assert all(answer and "<" not in answer for answer in record.responses)
     assert not {record.id for record in train} & {record.id for record in held_out}
+
+
+def test_equal_scores_share_a_rank_without_a_margin() -> None:
+    found = ranks(["0.5", "0.50", "0.9", "0.4"])
+    assert isinstance(found, Comparison) and found.ranks == (2, 2, 1, 3)
+    assert ranks(["0.5", "0.50"]) == "all answers tie"
+
+
+@pytest.mark.parametrize(
+    ("ended", "margin", "few", "tie"),
+    [
+        (
+            0.1,
+            0.0,
+            "90% of the answers were cut off: raise comparisons.sampling.max_new_tokens .here 64.",
+            "finer scores",
+        ),
+        (0.9, 0.3, "the answers are alike: raise comparisons.answers_per_prompt", "or lower comparisons.tie_margin"),
+    ],
+)
+def test_the_advice_fits_the_reason(ended: float, margin: float, few: str, tie: str) -> None:
+    advice = how_to_keep(ComparisonsConfig(prompts=[Source("x")], labeler=JUDGE, tie_margin=margin), ended)
+    assert re.search(few, advice[TOO_FEW]) and tie in advice[ALL_TIE]
+    assert ("tie_margin" in advice[ALL_TIE]) == bool(margin)
+
+
+def test_answers_that_all_tie_are_not_blamed_on_their_length(chain: Chain, tmp_path: Path) -> None:
+    config: Any = load_recipe(chain.path, ["--comparisons.tie_margin=1000"]).comparisons
+    given = job(tmp_path, {"sft": chain.checkpoint("sft")})
+    with pytest.raises(ConfigError, match=r"all answers tie: \d+.*") as error:
+        comparisons.run(config, given)
+    assert "finer scores or lower comparisons.tie_margin" in str(error.value) or "cut off" in str(error.value)

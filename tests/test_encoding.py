@@ -112,7 +112,7 @@ def test_a_template_that_rewrites_the_prompt_once_the_answer_is_known_is_refused
         chat_template="{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
     for ask in (lambda: encode(tokenizer, [TALK]), lambda: encode_answers(tokenizer, QUESTION, ["yes"])):
-        with pytest.raises(ModelError, match=r"^the tokenizer's chat template changes .* such as 'chatml'\.$"):
+        with pytest.raises(ModelError, match=r"the tokenizer's chat template changes .* such as 'chatml'\.$"):
             ask()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_models import byte_tokenizer, quickstart_tokenizer
 
-from data_schema import TEMPLATES, Message
+from data_schema import TEMPLATES, DataError, Message
 from policy.encoding import encode, encode_prompts, render, set_template
 from policy.errors import ModelError
 
@@ -171,3 +171,11 @@ def test_a_template_of_ones_own_that_breaks_the_promise_is_refused_when_it_is_se
     path.write_text(text)
     with pytest.raises(ModelError, match=message):
         set_template(byte_tokenizer(), str(path))
+
+
+def test_a_template_that_never_ends_stops_and_names_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_schema.templates.LONGEST_RENDERING", 0.1)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(DataError, match=r"conversation that begins with 'Name a bird', takes more than 0.1 seconds"):
+        render(tokenizer, [Message("user", "Name a bird")], opening=True)

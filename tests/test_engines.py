@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def draw(engine: RolloutEngine, model: Any, seed: int = 0, **settings: Any) -> Rollout:
-    plain = {"max_new_tokens": 8, "temperature": 1.0, "batch_size": 3, "eos_id": -1, "pad_id": 0}
+    plain = {"max_new_tokens": 8, "temperature": 1.0, "batch_size": 3, "stop_ids": [], "pad_id": 0}
     return engine(model, PROMPTS, rng=torch.Generator().manual_seed(seed), **plain | settings)
 
 
@@ -31,7 +31,7 @@ def same(one: Rollout, other: Rollout) -> bool:
 def test_engines_agree_on_all_but_chance(tiny: LanguageModel) -> None:
     cold = {"temperature": 1e-5, "answers_each": 2}
     eos = int(draw(collect_rollout, tiny.model, **cold).responses[0, 3])  # ends some of the answers
-    ours, theirs = (draw(engine, tiny.model, eos_id=eos, **cold) for engine in ENGINES)
+    ours, theirs = (draw(engine, tiny.model, stop_ids=[eos], **cold) for engine in ENGINES)
     assert same(ours, theirs)
     assert ours.ended.any() and not ours.ended.all()
 
@@ -61,7 +61,7 @@ def test_an_engine_is_repeatable_and_leaves_the_global_generator_alone(
 )
 def test_an_engine_that_answers_wrongly_is_told(answers: list[list[int]], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        rollout_of([[5], [6]], answers, 1, 0, CPU)
+        rollout_of([[5], [6]], answers, [1], 0, CPU)
 
 
 def test_ppo_learns_from_an_engine_the_recipe_names(chain: Chain, copy_of_chain: Path) -> None:
@@ -73,6 +73,6 @@ def test_ppo_learns_from_an_engine_the_recipe_names(chain: Chain, copy_of_chain:
 
 def test_an_engine_that_is_not_there_stops_the_run_before_it_starts(chain: Chain, copy_of_chain: Path) -> None:
     there = store_contents(copy_of_chain)
-    with pytest.raises(ConfigError, match=r"ppo\.sampling\.engine.*policy\.nothing:here.*importable"):
+    with pytest.raises(ConfigError, match=r"ppo\.sampling\.engine: cannot find .policy\.nothing:here."):
         run_pipeline(load_recipe(chain.path, ["--ppo.sampling.engine", "policy.nothing:here"]), copy_of_chain)
     assert store_contents(copy_of_chain) == there

@@ -319,7 +319,8 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "empty instance": (SEVERAL | {"instances": [{"input": "", "output": ""}]}, r"'instances\[0\].output' is empty"),
     "no list of instances": (SEVERAL | {"instances": "none"}, r"'instances' must be a list, found text \('none'\)"),
     "instance is a text": (SEVERAL | {"instances": ["x"]}, r"'instances\[0\]' must be an object, found text"),
-    "unknown speaker": (sharegpt(("human", "A?"), ("tool", "7")), r"'conversations\[1\].from' must be one of sys"),
+    "unknown speaker": (sharegpt(("human", "A?"), ("ghost", "7")), r"'conversations\[1\].from' must be one of sys"),
+    "a tool": (sharegpt(("human", "A?"), ("tool", "7")), r"'conversations\[1\]' is spoken by tool; tool calls are not"),
     "speaker is a list": (sharegpt((["human"], "A?")), r"'conversations\[0\].from' must be one of .* a list"),  # type: ignore[arg-type]
     "turn without value": ({"conversations": [{"from": "human"}]}, r"'conversations\[0\]' must have 'from' and"),
     "guanaco turn": ({"text": "### Human: ### Assistant: Ho."}, r"'turn \[0\] of text' is empty"),

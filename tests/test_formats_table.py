@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data_schema import Comparison, DataError, Demonstration, Document, Message, Prompt
-from data_schema.formats.comparisons import COMPARISON_FORMATS
+from data_schema.formats.comparisons import COMPARISON_FORMATS, GENERAL_COMPARISONS
 from data_schema.formats.dialogues import DIALOGUE_FORMATS
 from data_schema.formats.instructions import INSTRUCTION_FORMATS
 from data_schema.formats.parts import Drop, Origin
@@ -210,10 +210,26 @@ def test_a_kind_that_a_format_cannot_give_names_the_formats_that_can() -> None:
         reader_for("alpaca", Comparison)
 
 
-TEXT_FORMS = ("alpaca_text", "guanaco_text", "prompt_response")  # tested with the instruction formats
+# Tested with the instruction formats and with the general ones.
+TEXT_FORMS = ("alpaca_text", "guanaco_text", "prompt_response", "transcript", "conversation", "pair")
 
 
 def test_every_format_is_recognised_by_some_row_here_or_in_the_tests_of_its_family() -> None:
     rows = [row for row, *_ in [*PROMPTS.values(), *COMPARISONS.values()]] + [{"text": "x"}]
-    elsewhere = {*COMPARISON_FORMATS, *INSTRUCTION_FORMATS, *DIALOGUE_FORMATS, *TEXT_FORMS}
+    elsewhere = {*COMPARISON_FORMATS, *GENERAL_COMPARISONS, *INSTRUCTION_FORMATS, *DIALOGUE_FORMATS, *TEXT_FORMS}
     assert {recognise(row) for row in rows} == set(FORMATS) - elsewhere
+
+
+# Formats that are only used if they are named, so they may stand behind one that needs fewer columns.
+BY_NAME = {"pandalm_votes", "superni_few_shot", "flan_cot_direct", "safe_rlhf_better", "safe_rlhf_safer"}
+
+
+def test_no_format_stands_behind_one_that_fits_any_row_with_fewer_of_its_columns() -> None:
+    names = [name for name in FORMATS if name not in BY_NAME]
+    hidden = [
+        (first, second)
+        for i, first in enumerate(names)
+        for second in names[i + 1 :]
+        if FORMATS[first].columns < FORMATS[second].columns and FORMATS[first].looks_right.__name__ == "_any"
+    ]
+    assert hidden == []

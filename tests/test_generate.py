@@ -11,11 +11,10 @@ from policy.language_model import LanguageModel
 from policy.sampling.generate import Responses, sample_responses
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [20, 21, 22, 23, 24], [30, 31]]
-NO_TOKEN = -1  # an EOS that is never drawn
 
 
 def sample(model: Any, prompts: Padded, seed: int = 0, **settings: Any) -> Responses:
-    plain = {"max_new_tokens": 12, "temperature": 1.0, "eos_id": NO_TOKEN, "pad_id": 0}
+    plain = {"max_new_tokens": 12, "temperature": 1.0, "stop_ids": [], "pad_id": 0}
     rng = torch.Generator().manual_seed(seed)
     return sample_responses(model, prompts.ids, prompts.mask, rng=rng, **plain | settings)
 
@@ -39,14 +38,14 @@ def usual_end(model: Any, prompts: Padded) -> int:
 @pytest.mark.parametrize("ends", [True, False])
 def test_at_a_temperature_near_zero_answers_are_those_of_greedy_search(tiny: LanguageModel, ends: bool) -> None:
     prompts = pad(PROMPTS, 0, "left")
-    eos = usual_end(tiny.model, prompts) if ends else NO_TOKEN
-    answers = sample(tiny.model, prompts, temperature=1e-5, eos_id=eos)
+    stops = [usual_end(tiny.model, prompts)] if ends else []
+    answers = sample(tiny.model, prompts, temperature=1e-5, stop_ids=stops)
     expected = tiny.model.generate(
         input_ids=prompts.ids,
         attention_mask=prompts.mask.long(),
         do_sample=False,
         max_new_tokens=12,
-        eos_token_id=eos,
+        eos_token_id=stops or -1,
         pad_token_id=0,
     )[:, prompts.ids.shape[1] :]
     assert answers.tokens.tolist() == expected.tolist()
@@ -56,7 +55,7 @@ def test_at_a_temperature_near_zero_answers_are_those_of_greedy_search(tiny: Lan
 def test_a_length_counts_eos_and_what_follows_is_padding(tiny: LanguageModel) -> None:
     prompts = pad(PROMPTS, 0, "left")
     eos = usual_end(tiny.model, prompts)
-    answers = sample(tiny.model, prompts, temperature=1e-5, eos_id=eos, pad_id=99)
+    answers = sample(tiny.model, prompts, temperature=1e-5, stop_ids=[eos], pad_id=99)
     assert answers.ended.any() and not answers.ended.all()
     for row, length, ended in zip(*(part.tolist() for part in answers), strict=True):
         assert eos not in row[: length - 1]
@@ -68,7 +67,7 @@ def test_a_length_counts_eos_and_what_follows_is_padding(tiny: LanguageModel) ->
 def test_when_all_have_ended_no_column_is_left_over(tiny: LanguageModel) -> None:
     prompts = pad([PROMPTS[0]] * 3, 0, "left")
     [first] = sample(tiny.model, pad(PROMPTS[:1], 0, "left"), temperature=1e-5, max_new_tokens=1).tokens[0].tolist()
-    answers = sample(tiny.model, prompts, temperature=1e-5, eos_id=first)
+    answers = sample(tiny.model, prompts, temperature=1e-5, stop_ids=[first])
     assert answers.tokens.tolist() == [[first]] * 3
     assert answers.lengths.tolist() == [1, 1, 1] and answers.ended.all()
 
@@ -107,29 +106,19 @@ def test_the_same_seed_draws_the_same_and_the_global_one_does_not_count(tiny: La
     assert not torch.equal(sample(tiny.model, prompts, seed=4).tokens, first)
 
 
-class Recorder:
-    """A model that keeps the logits it gave at each step."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.config, self.steps = model, model.config, []
-
-    def __call__(self, **inputs: Any) -> Any:
-        outputs = self.model(**inputs)
-        self.steps.append(outputs.logits[:, -1])
-        return outputs
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rows_that_leave_do_not_change_what_the_others_are_drawn_from(tiny: LanguageModel, seed: int) -> None:
     prompts = pad(PROMPTS * 2, 0, "left")
     eos = usual_end(tiny.model, pad(PROMPTS, 0, "left"))
-    recorder = Recorder(tiny.model)
-    answers = sample(recorder, prompts, seed, eos_id=eos, temperature=0.3)
+    steps: list[torch.Tensor] = []
+    hook = tiny.model.register_forward_hook(lambda *passed: steps.append(passed[-1].logits[:, -1]))
+    answers = sample(tiny.model, prompts, seed, stop_ids=[eos], temperature=0.3)
+    hook.remove()
     assert len(set(answers.lengths.tolist())) >= 3
     for row, (prompt, length) in enumerate(zip(PROMPTS * 2, answers.lengths.tolist(), strict=True)):
         alone = next_logits(tiny.model, prompt + answers.tokens[row, :length].tolist())
         for step in range(length):
             place = int((answers.lengths[:row] > step).sum())  # living rows keep their order
-            torch.testing.assert_close(recorder.steps[step][place], alone[len(prompt) - 1 + step], atol=1e-4, rtol=1e-4)
-    for step, logits in enumerate(recorder.steps):
+            torch.testing.assert_close(steps[step][place], alone[len(prompt) - 1 + step], atol=1e-4, rtol=1e-4)
+    for step, logits in enumerate(steps):
         assert len(logits) == (answers.lengths > step).sum()

@@ -155,3 +155,62 @@ def test_people_see_the_figures_and_get_the_page(tmp_path: Path, capsys: pytest.
     assert shown.count("⟦assistant: a wren") == 1
     assert page.read_text().startswith("<!doctype html>")
     assert logging.getLogger("triptych.data").level == level
+
+
+def test_rows_at_which_a_run_stops_are_told_from_those_that_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(*rows: Any) -> str:
+        report = inspected(capsys, jsonl(tmp_path / "rows.jsonl", *rows))
+        [finding] = [finding for finding in report["findings"] if finding["check"] == "dropped"]
+        return str(finding["cure"])
+
+    assert "a run stops at the first one: " in line(PAIR, {**PAIR, "chosen": 7}) and "rows.jsonl:2" in line(
+        PAIR, {**PAIR, "chosen": 7}
+    )
+    tie = {"prompt": "name a bird", "response_0": "a wren", "response_1": "a gull", "score_0": 1, "score_1": 1}
+    better = {**tie, "score_1": 2}
+    assert line(better, tie) == "a run leaves them out and counts them, too"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("rows.jsonl", "", "rows.jsonl: there are no rows in it"),
+        ("rows.json", "[]", "rows.json: there are no rows in it"),
+        ("rows.csv", "prompt,chosen,rejected\n", "rows.csv: there are no rows in it"),
+        ("rows.jsonl", json.dumps(PAIR)[:-5] + "\n", "rows.jsonl:1: broken JSON"),
+        ("rows.jsonl", '{"prompt": "a", "chosen": "b", "rejected": 7}\n', "rows.jsonl:1: 'rejected' must be text"),
+    ],
+)
+def test_a_file_that_gives_no_row_is_named_with_its_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, part: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert main(["data", "inspect", str(tmp_path / name)]) == 2
+    shown = capsys.readouterr().err
+    assert part in shown and len(shown.splitlines()) == 1 and "comparisons left" not in shown
+
+
+def test_columns_that_nothing_reads_are_shown_with_a_count_and_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**PAIR, "note": "by hand", "quality": 3}, PAIR]
+    report = inspected(capsys, jsonl(tmp_path / "rows.jsonl", *rows))
+    assert report["unread"] == {"note": 1, "quality": 1}
+    told = {
+        finding["severity"]: finding["text"] for finding in report["findings"] if finding["check"] == "unread_columns"
+    }
+    assert told == {
+        "note": "format preference does not read the columns note (1 of 2 rows, such as by hand)",
+        "warning": "format preference does not read the columns quality (1 of 2 rows, such as 3)",
+    }
+
+
+def test_a_kind_that_the_format_has_and_no_row_gives_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", {**PAIR, "rejected": PAIR["chosen"]}, {**PAIR, "rejected": PAIR["chosen"]})
+    report = inspected(capsys, path)
+    [finding] = [finding for finding in report["findings"] if finding["check"] == "kind"]
+    assert report["kind"] == "demonstrations" and "chosen and rejected are the same text: 2" in finding["text"]

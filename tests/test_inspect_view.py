@@ -10,9 +10,10 @@ from rich.console import Console
 from tiny_models import byte_tokenizer
 
 from data_schema import Comparison, Demonstration, Document, Message, Prompt, Record, Records
+from data_schema.errors import printable
 from policy.encoding import set_template
 from stages.data_checks.inspection import Report, Tokens, examine
-from workbench.inspect.view import html_page, print_report, views, visible
+from workbench.inspect.view import html_page, print_report, views
 
 ASKED = Message("user", "name <b>one</b> wörd")
 DEMONSTRATION = Demonstration(
@@ -75,9 +76,9 @@ def test_on_a_terminal_colours_stand_for_the_brackets(tokens: Tokens) -> None:
 def test_a_row_s_control_characters_reach_neither_terminal_nor_browser() -> None:
     record = Demonstration("d1", "s", (Message("user", "\x1b[2Jclear \u202eback"), Message("assistant", "a\x07b\nc")))
     assert not {"\x1b", "\x07", "\u202e"} & set(printed(record, None))
-    assert "<U+001B>[2Jclear <U+202E>back" in printed(record, None)
-    assert "&lt;U+001B&gt;[2Jclear" in html_page(report_of(record), list(views([record], None)))
-    assert visible("plain ümläut\n今天") == "plain ümläut\n今天"
+    assert "\\x1b[2Jclear \\u202eback" in printed(record, None)
+    assert "\\x1b[2Jclear" in html_page(report_of(record), list(views([record], None)))
+    assert printable("plain ümläut\n今天") == "plain ümläut\n今天"
 
 
 class Page(HTMLParser):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -157,9 +158,23 @@ def test_the_page_is_one_file_whose_plots_are_drawn_and_which_loads_nothing(chai
     assert not re.search(r"<(script|link|img)|href=|src=|@import", page)
 
 
-def test_evaluate_with_a_model_judges_it(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "small/reward_model", "--root", str(chain.root), "--out", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["n"] == chain.summary["reward_model"]["n"]
+def test_evaluate_with_a_model_names_the_command_that_judges_it(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "small/reward_model", "--root", str(chain.root), "--json"]) == 2
+    assert f"write: triptych judge small/reward_model --root {chain.root} --json" in capsys.readouterr().err
+
+
+def test_a_policy_s_folder_is_refused_with_the_commands_that_fit(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(chain.checkpoint("ppo"), folder)
+    assert main(["judge", str(folder), "--data", "x.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert f"'{folder}' is a policy, not a reward model; to talk to it, write: triptych chat {folder}" in error
+    assert main(["judge", "small/comparisons", "--root", str(chain.root)]) == 2
+    assert "is a checkpoint of the stage comparisons, which holds no model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,7 +183,7 @@ def test_evaluate_with_a_model_judges_it(chain: Chain, tmp_path: Path, capsys: p
         (["small/sft"], "'small/sft' is a policy, not a reward model"),
         (["small/reward"], "'small/reward' is not a directory, and: no checkpoint 'small/reward'"),
         (["small/reward_model", "--policy", "small/ppo"], "need all three: --policy"),
-        (["small/reward_model", "--batch-size", "0"], "--batch-size is below 1"),
+        (["small/reward_model", "--batch-size", "0"], "--batch-size is 0; it must be a whole number, at least 1"),
         (["small/reward_model", "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],
 )

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
 from stages.errors import ConfigError
-from stages.judging import gold_score, load_judge
+from stages.judging import check_function, gold_score, load_judge, names_defined
 
 
 def test_a_judge_is_found_by_module_and_function() -> None:
@@ -21,7 +22,7 @@ def test_a_judge_that_fails_on_an_answer_is_named_with_its_place_and_the_answer(
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("grades", [{"style": 1.0}, None, 0.5])
+@pytest.mark.parametrize("grades", [{"style": 1.0}, {}, None, 0.5, [1.0]])
 def test_answers_cannot_be_ordered_without_a_gold_score(grades: object) -> None:
     assert gold_score({"gold": 2, "style": 1.0}, "my:judge") == 2.0
     with pytest.raises(ConfigError, match=r"'my:judge' returned .*, which has no 'gold'"):
@@ -42,3 +43,88 @@ def test_a_path_that_leads_to_no_function_is_refused_with_its_key(path: str, par
     with pytest.raises(ConfigError, match=part) as caught:
         load_judge(path, "ppo.monitor")
     assert "ppo.monitor" in str(caught.value) and "\n" not in str(caught.value)
+
+
+GRADES: object = None  # what `returns` gives
+
+
+def returns(meta: object, response: str, finished: bool) -> object:
+    return GRADES
+
+
+@pytest.mark.parametrize(
+    ("grades", "words"),
+    [
+        (None, "returned nothing"),
+        (0.5, "returned the number 0.5"),
+        ([1.0], "returned something that is no dict"),
+        ({"gold": "high"}, "returned a 'gold' that is not a finite number"),
+        ({"gold": 1.0, "style": float("nan")}, "returned a 'style' that is not a finite number"),
+        ({"gold": None}, "returned a 'gold' that is not a finite number"),
+    ],
+)
+def test_grades_that_are_no_numbers_by_name_are_refused(
+    monkeypatch: pytest.MonkeyPatch, grades: object, words: str
+) -> None:
+    monkeypatch.setattr("test_judging.GRADES", grades)
+    with pytest.raises(ConfigError, match=rf"^evaluate\.judge: 'test_judging:returns' {words}") as error:
+        load_judge("test_judging:returns", "evaluate.judge")({}, "fox .", True)
+    assert "\n" not in str(error.value)
+
+
+MODULE = """
+import os.path
+from math import sqrt as root, floor
+if os.name == "posix":
+    first = second = lambda meta, response, finished: {}
+else:
+    def other(): ...
+try:
+    from nowhere import missing
+except ImportError:
+    missing = None
+class Judge:
+    def inner(self): ...
+def judge():
+    local = 1
+(left, right), listed[0] = pairs
+"""
+
+
+def test_the_names_a_module_defines_are_found_without_running_it(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(MODULE)
+    found = {"os", "root", "floor", "first", "second", "other", "missing", "Judge", "judge", "left", "right"}
+    assert names_defined(file) == found
+    for open_end in ("from os import *", "def __getattr__(name): ..."):
+        file.write_text(MODULE + open_end)
+        assert names_defined(file) is None  # only running it can tell
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("broken_module:judge", "'broken_module' is not valid Python in line 2"),
+        ("no.such.module:judge", "no such Python module"),
+        ("data_schema.quickstart.world:jugde", "does not define 'jugde'. Did you mean 'judge'?"),
+        ("data_schema.quickstart.world", "must be 'module:function'"),
+        ("os:path:join", "must be 'module:function'"),
+        ("../world:judge", "must be 'module:function'"),
+    ],
+)
+def test_a_function_that_is_not_there_is_found_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, part: str
+) -> None:
+    (tmp_path / "broken_module.py").write_text("x = 1\ndef f(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError) as told:
+        check_function(path, "evaluate.judge")
+    assert part in str(told.value) and "evaluate.judge" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_module_that_fails_when_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_module.py").write_text("x = undefined\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_function("failing_module:x", "evaluate.judge")
+    with pytest.raises(ConfigError, match=r"evaluate\.judge: importing 'failing_module' raised NameError"):
+        load_judge("failing_module:x", "evaluate.judge")

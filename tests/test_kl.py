@@ -61,3 +61,12 @@ def test_the_coefficient_rises_above_target_and_falls_below_it_by_a_bounded_amou
     assert after(6.6) == pytest.approx(1.01)
     assert after(1e9) == pytest.approx(1.02)
     assert after(-5.0) == pytest.approx(0.98)
+
+
+@pytest.mark.parametrize("n_episodes", [1, 64, 512, 10**6])
+def test_the_adaptive_coefficient_stays_positive_however_many_episodes_a_step_has(n_episodes: int) -> None:
+    coef = 0.1
+    for _ in range(5):
+        lower = adaptive_kl_coef(coef, 0.0, target=6.0, horizon=10, n_episodes=n_episodes)
+        assert 0.1 * coef <= lower * (1 + 1e-12) and lower < coef
+        coef = lower

@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import byte_tokenizer, quickstart_tokenizer, tiny_llama
 
+from policy.adapters import add_lora
 from policy.errors import ModelError
 from policy.language_model import (
     LanguageModel,
-    add_lora,
-    check_special_tokens,
     choose_device,
     disable_dropout,
     load_language_model,
     load_tokenizer,
     save_checkpoint,
 )
+from policy.special_tokens import check_special_tokens
 
 # peft asks transformers by an old name
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,3 +94,17 @@ def test_explained_variance_is_one_for_the_returns_and_zero_for_their_mean() -> 
     assert explained_variance(mean, returns, MASK).item() == pytest.approx(0, abs=1e-12)
     assert explained_variance(mean + 1, returns, MASK) < 0
     assert explained_variance(mean, torch.ones_like(mean), MASK).isnan()
+
+
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("log_ratio", [100.0, 1e4])
+def test_a_ratio_that_overflows_gives_no_nan(advantage: float, log_ratio: float) -> None:
+    new = torch.tensor([[log_ratio, 0.1]], requires_grad=True)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    found = clipped_policy_loss(new, torch.zeros(1, 2), torch.tensor([[advantage, 1.0]]), mask, 0.2)
+    found.loss.backward()
+    assert found.loss.isfinite() and new.grad.isfinite().all()
+    rest = -math.exp(0.1) / 2  # of the other token
+    if advantage >= 0:
+        assert found.loss.item() == pytest.approx(rest - 1.2 * advantage / 2)
+    assert new.grad[0].tolist() == pytest.approx([0.0, rest])

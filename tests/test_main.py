@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_recipe import ROOT, STAGES, Chain, small_recipe, store_contents, write_recipe
 
-from pipeline.__main__ import guarded, main
+from pipeline.__main__ import COMMANDS, guarded, main
 from pipeline.recipe import load_recipe
 
 
@@ -40,8 +40,23 @@ def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(capsys: pyte
 
 
 def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ruin"]) == 2
-    assert "unknown command 'ruin'; the commands are: run, sft" in capsys.readouterr().err
+    assert main(["xyz"]) == 2
+    assert "unknown command 'xyz'; the commands are: run, sft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_the_version_names_the_code_and_the_libraries(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("triptych ") and "commit" in shown.splitlines()[0]
+    assert all(name in shown for name in ("Python 3.", "torch ", "transformers "))
+
+
+def test_help_without_a_command_is_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help"]) == 0
+    shown = capsys.readouterr().out
+    assert "usage: triptych COMMAND" in shown
+    assert all(f"\n  {command} " in shown or f"| {command} " in shown for command in COMMANDS if command != "help")
 
 
 def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,15 +69,6 @@ def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, capsy
     error = capsys.readouterr().err
     assert error.startswith(f"triptych: '{tmp_path / 'file' / 'page.html'}': Not a directory; check the path")
     assert error.count("\n") == 1
-
-
-def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
-    command = [sys.executable, "-m", "pipeline", "run", "--help"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 141
 
 
 def test_run_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

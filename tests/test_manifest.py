@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,27 @@ MANIFEST = Manifest(
     created="2026-01-01T00:00:00+00:00",
 )
 
+REPLACEMENTS: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        "",
+        "x",
+        "\ud800",
+        [],
+        {},
+        [1],
+        {"a": 1},
+        {"a": {"b": [None]}},
+        10**400,
+        "../..",
+        "1" * 999,
+    ),
+)
+
 
 def edited(**changes: Any) -> str:
     return json.dumps({**json.loads(MANIFEST.to_json()), **changes})
@@ -48,13 +71,27 @@ def test_a_manifest_comes_back_from_json_as_it_was() -> None:
     [
         ("{", "not valid JSON"),
         ('{"seed": NaN}', "NaN is not a JSON number"),
-        ("[]", "a JSON list"),
+        ("[]", "is a list, not an object"),
+        ("null", "is null, not an object"),
+        ('"text"', "is text, not an object"),
+        (b"\xff\xfe{}", "is not text in UTF-8"),
+        ("[" * 100_000, "nested more than 32 deep"),
+        ('{"a":' * 100 + "1" + "}" * 100, "nested more than 32 deep"),
+        ("1" * 5000, "not valid JSON"),
+        ('{"seed": 1e999}', "1e999 is too large for a number"),
+        (edited(name="\ud800"), "half a surrogate pair"),
+        (edited(metrics={"loss": 10**400}), "a number of 401 digits"),
         (edited(format=2), "reads format 1"),
         (edited(extra=1), "unknown field extra"),
         (json.dumps({k: v for k, v in json.loads(MANIFEST.to_json()).items() if k != "seed"}), "lacks the field seed"),
-        (edited(seed="1"), "'seed' is a str"),
-        (edited(seed=True), "'seed' is a bool"),
+        (edited(seed="1"), "'seed' is text, not a whole number"),
+        (edited(seed=True), "'seed' is true or false, not a whole number"),
         (edited(parents={"base": 1}), "'parents' must map text to text"),
+        (edited(metrics=None), "'metrics' is null, not an object"),
+        (edited(data={"prompts": []}), "'prompts' in the field 'data' is a list, not an object"),
+        (edited(data={"prompts": {"dropped": {"empty": "3"}}}), "must map reasons to numbers of rows"),
+        (edited(key="abc"), "field 'key' is \"abc\", not 20 hex digits"),
+        (edited(created="yesterday"), "not a date and time"),
         (edited(folder="../elsewhere"), "points outside the checkpoint"),
         (edited(files=[{"path": "../x", "size": 1, "sha256": "a" * 64}]), "points outside the checkpoint"),
         (edited(files=[{"path": "/etc/x", "size": 1, "sha256": "a" * 64}]), "points outside the checkpoint"),
@@ -63,10 +100,40 @@ def test_a_manifest_comes_back_from_json_as_it_was() -> None:
         (edited(files=[{"path": "x", "size": 1}]), "lacks the field sha256"),
     ],
 )
-def test_a_damaged_manifest_is_refused_with_its_place(text: str, message: str) -> None:
+def test_a_damaged_manifest_is_refused_with_its_place(text: str | bytes, message: str) -> None:
     with pytest.raises(StoreError, match=message) as caught:
         Manifest.from_json(text, where="store/manifest.json")
     assert str(caught.value).startswith("store/manifest.json: ") and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def changed_somewhere(rng: random.Random) -> str:
+    """The manifest with one value, at any depth, removed or replaced."""
+    values = json.loads(MANIFEST.to_json())
+    place: Any = values
+    while True:
+        name = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if not isinstance(place[name], dict | list) or not place[name] or rng.random() < 0.4:
+            break
+        place = place[name]
+    if rng.random() < 0.2:
+        del place[name]
+    else:
+        place[name] = rng.choice(REPLACEMENTS)
+    return json.dumps(values)
+
+
+def test_a_manifest_changed_anywhere_is_read_or_refused_in_a_line_without_python_s_words() -> None:
+    refused = 0
+    for seed in range(400):
+        try:
+            Manifest.from_json(changed_somewhere(random.Random(seed))).to_json()
+        except StoreError as error:
+            text = str(error)
+            refused += 1
+            assert "\n" not in text and ("restore it" in text or "use the version" in text), seed
+            assert not re.search(r"\bNone|\bTrue\b|\bdict\b|\bstr\b|\bint\b|<class", text), (seed, text)
+    assert refused > 100
 
 
 def test_a_number_that_json_cannot_hold_is_refused_by_name() -> None:
@@ -109,8 +176,8 @@ def test_whatever_decides_the_result_changes_the_key(change: dict[str, Any]) -> 
     ("value", "message"),
     [
         (float("inf"), r"key\.config\.x: inf"),
-        ({1: "a"}, r"key\.config\.x: the key 1 is a int"),
-        ([Path("a")], r"key\.config\.x\[0\]: PosixPath"),
+        ({1: "a"}, r"key\.config\.x: the key 1 is not text"),
+        ([Path("a")], r"key\.config\.x\[0\]: a has no form in JSON"),
     ],
 )
 def test_a_value_without_an_exact_form_in_json_has_no_key(value: Any, message: str) -> None:

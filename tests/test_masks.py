@@ -12,7 +12,7 @@ EOS, PAD = 3, 9
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(0, 5))
 def test_truncation_keeps_everything_up_to_the_first_stop_and_nothing_after(rows: list[list[int]], first: int) -> None:
-    cut = truncate_after_token(torch.tensor(rows), EOS, PAD, first)
+    cut = truncate_after_token(torch.tensor(rows), [EOS], PAD, first)
     for row, got, length, found in zip(rows, *(t.tolist() for t in cut), strict=True):
         stops = [i for i, token in enumerate(row) if token == EOS and i >= first]
         assert found == bool(stops)
@@ -21,7 +21,7 @@ def test_truncation_keeps_everything_up_to_the_first_stop_and_nothing_after(rows
 
 
 def test_the_end_token_stays_real_when_padding_is_the_same_token() -> None:
-    cut = truncate_after_token(torch.tensor([[5, EOS, 7], [5, 6, 7]]), EOS, pad_id=EOS)
+    cut = truncate_after_token(torch.tensor([[5, EOS, 7], [5, 6, 7]]), [EOS], pad_id=EOS)
     assert cut.responses.tolist() == [[5, EOS, EOS], [5, 6, 7]]
     assert mask_from_lengths(cut.lengths, 3).tolist() == [[True, True, False], [True, True, True]]
 

@@ -29,7 +29,7 @@ def test_equal_samples_have_no_spread_to_match() -> None:
         from_reference_samples([0.1] * 3)
 
 
-@pytest.mark.parametrize("raw, complaint", [([], "0 of 0 rewards"), ([1.0, float("nan")], "1 of 2 rewards")])
+@pytest.mark.parametrize("raw, complaint", [([], "there are no rewards"), ([1.0, float("nan")], "1 of 2 rewards")])
 def test_no_rewards_or_a_broken_one_are_refused(raw: list[float], complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
         from_demonstrations(raw)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -67,10 +69,44 @@ def test_every_package_says_that_it_is_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
 
 
-def test_the_tested_set_pins_every_requirement_within_its_bounds() -> None:
+def test_every_extra_is_pinned_within_its_bounds() -> None:
     pinned = constraints()
-    for requirement in requirements("dev", "qlora", "report", "smollm2"):
+    for requirement in requirements(*PROJECT["project"]["optional-dependencies"]):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_pins_of_installed_packages_fit_each_other() -> None:
+    """Of each package that is pinned and installed in that version, what it requires is pinned within its bounds."""
+    pinned = constraints()
+    looked_at = 0
+    for distribution in importlib.metadata.distributions():
+        name = canonicalize_name(distribution.metadata["Name"])
+        if pinned.get(name) != distribution.version:
+            continue
+        looked_at += 1
+        for requirement in map(Requirement, distribution.requires or ()):
+            needed = canonicalize_name(requirement.name)
+            if needed in pinned and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+                assert requirement.specifier.contains(pinned[needed]), (name, str(requirement), pinned[needed])
+    assert looked_at > 50
+
+
+@pytest.mark.slow  # pip asks the package index
+@pytest.mark.timeout(600)
+def test_all_extras_together_install_with_the_constraints_and_nothing_is_left_to_chance(tmp_path: Path) -> None:
+    """What fits all extras together fits each of them, since every version is pinned."""
+    extras = ",".join(PROJECT["project"]["optional-dependencies"])
+    report = tmp_path / "report.json"
+    words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), "-c", "constraints.txt"]
+    command = [sys.executable, "-m", "pip", *words, f".[{extras}]"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    chosen = [package["metadata"] for package in json.loads(report.read_text())["install"]]
+    pinned = constraints()
+    assert {"s3fs", "bitsandbytes", "altair", "gguf", "pytest"} <= {package["name"].lower() for package in chosen}
+    for package in chosen:
+        name, version = canonicalize_name(package["name"]), package["version"].partition("+")[0]
+        assert name in ("triptych", "setuptools") or pinned.get(name) == version, (name, version)
 
 
 def test_the_tested_set_names_public_versions_only() -> None:

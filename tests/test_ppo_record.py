@@ -176,7 +176,7 @@ def test_a_row_of_logits_that_are_not_finite_is_never_sampled_from(tiny_base: Pa
             torch.ones_like(ids, dtype=torch.bool),
             max_new_tokens=2,
             temperature=1.0,
-            eos_id=tokenizer.eos_token_id,
+            stop_ids=[tokenizer.eos_token_id],
             pad_id=tokenizer.pad_token_id,
             rng=torch.Generator(),
         )

@@ -52,7 +52,7 @@ def roll_out(roles: Roles, config: PpoConfig, seed: int = 0) -> Rollout:
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
         batch_size=config.sampling.batch_size,
-        eos_id=roles.tokenizer.eos_token_id,
+        stop_ids=[roles.tokenizer.eos_token_id],
         pad_id=roles.tokenizer.pad_token_id,
         rng=torch.Generator().manual_seed(seed),
     )

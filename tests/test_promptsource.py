@@ -121,8 +121,15 @@ def test_a_row_that_a_template_does_not_fit_is_named(tmp_path: Path, rows: str, 
         ("a ||| b ||| c", "gives 3 parts, not input and target"),
         ("{{ text + 1 }} ||| x", "cannot be filled"),
         ("{{ text | dictsort }} ||| x", "cannot be filled"),
+        ("{% for a in range(10**9) %}{% endfor %}", "cannot be filled .Range too big"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "cannot be filled .maximum recursion depth"),
+        ("{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "cannot be filled .too many statically nested"),
+        ("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", "cannot be filled .maximum recursion depth"),
+        ("{{ text * 10**10 }} ||| x", r"cannot be filled .'\*' would give a result of more than"),
+        ("{{ 9 ** (9 ** 9) }} ||| x", r"cannot be filled .'\*\*' would give a result of more than"),
+        ("{{ lipsum(n=10**6) }}", "cannot be filled .*lipsum"),
     ],
-    ids=["reaches outside", "is no Jinja", "has three parts", "adds text and number", "sorts a text as a mapping"],
+    ids=lambda value: value[:25],
 )
 def test_a_template_that_is_wrong_is_told_in_one_line(tmp_path: Path, rows: str, jinja: str, error: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -163,3 +170,32 @@ def test_the_fingerprint_follows_the_templates_and_the_name(tmp_path: Path, rows
     Path(templates).write_text(TEMPLATES.replace("How wet", "How very wet"))
     after = [fingerprint(source) for source in (plain, named, all_of_them)]
     assert after[0] == before[0] and not {*after[1:]} & {*before}
+
+
+@pytest.mark.parametrize(
+    "jinja",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in t %}{% for b in t %}{% for c in t %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for a in [1, 2] recursive %}{% if loop.depth < 60 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
+    ],
+    ids=["ranges", "texts", "recursion"],
+)
+@pytest.mark.parametrize("on_bad_row", ["error", "drop"])
+def test_a_template_that_never_ends_stops_with_its_name_and_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jinja: str, on_bad_row: Any
+) -> None:
+    monkeypatch.setattr("data_schema.templates.LONGEST_RENDERING", 0.1)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"t": "x" * 2000}) + "\n")
+    (tmp_path / "endless.yaml").write_text(json.dumps({"templates": {"x": {"name": "round", "jinja": jinja}}}))
+    source = Source(str(tmp_path / "rows.jsonl"), promptsource=str(tmp_path / "endless.yaml"), on_bad_row=on_bad_row)
+    with pytest.raises(DataError, match=r"filling template 'round' with row rows:1 takes more than 0.1 seconds"):
+        load(source, Demonstration)
+
+
+def test_ordinary_sums_and_repetitions_are_filled(tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "sums.yaml"
+    jinja = "{{ 2 ** 3 * 4 }} {{ '-' * 5 }} {{ 4 ** 0.5 }} {{ [1] * 2 }} ||| x"
+    path.write_text(json.dumps({"templates": {"x": {"name": "sums", "jinja": jinja}}}))
+    records = load(Source(rows, promptsource=str(path)), Demonstration)
+    assert records[0].messages[0].content == "32 ----- 2.0 [1, 1]"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from small_recipe import small_recipe, write_recipe
 
+from checkpoint_store.names import check_name
 from pipeline.configs import Recipe
 from pipeline.recipe import as_yaml, load_recipe
 from stages.errors import ConfigError
@@ -130,9 +132,9 @@ def test_a_value_of_the_wrong_type_names_key_and_value(recipe: Path, override: s
         ("--sft.held_out=0.95", ["sft.held_out is 0.95", "between 0 and 0.9"]),
         ("--comparisons.answers_per_prompt=1", ["comparisons.answers_per_prompt is 1", "between 2 and 9"]),
         ("--reward_model.normalise_rows=1", ["reward_model.normalise_rows is 1", "at least 2"]),
-        ("--evaluate.sampling.temperature=0", ["sampling.temperature is 0", "greater than 0"]),
-        ("--ppo.lora.rank=0", ["lora.rank is 0", "at least 1"]),
-        ("--seed=-1", ["seed is -1", "at least 0"]),
+        ("--evaluate.sampling.temperature=0", [": evaluate.sampling.temperature is 0", "greater than 0"]),
+        ("--ppo.lora.rank=0", [": ppo.lora.rank is 0", "at least 1"]),
+        ("--seed=-1", [": seed is -1", "between 0 and 4294967295"]),
         ("--ppo.minibatches=3", ["ppo.rollout_batch is 16", "multiple of ppo.minibatches (3)"]),
         ("--ppo.pretraining_data=[]", ["pretraining_coef is set", "ppo.pretraining_data is empty; add plain text"]),
         ("--ppo.value_warmup=2", ["ppo.value_warmup is 2 of 2 iterations", "never train; lower it"]),
@@ -223,9 +225,63 @@ def test_a_copy_on_disk_stands_in_for_a_data_set_and_its_folders(tmp_path: Path)
 @pytest.mark.parametrize("value", ["3", "x" * 5000, "[1, 2]"])
 def test_a_section_that_is_no_mapping_is_named_with_settings_it_could_have(recipe: Path, value: str) -> None:
     message = complaint(recipe, f"--ppo.sampling={value}")
-    assert "'ppo.sampling' is " in message and "a section with settings such as max_new_tokens" in message
+    assert "ppo.sampling is " in message and "a section with settings such as max_new_tokens" in message
 
 
 def test_a_long_list_of_sources_is_read(recipe: Path) -> None:
     sources = ", ".join(f"{{path: data_{i}.jsonl}}" for i in range(100))
     assert len(load_recipe(recipe, [f"--sft.data=[{sources}]"]).sft.data) == 100
+
+
+@pytest.mark.parametrize("setting", ["name", "tracking.project", "tracking.group"])
+@pytest.mark.parametrize("name", ["my recipe", "a+b", "a/b", "..", ".hidden", "-a", "größe", "x" * 81, "a\nb", ""])
+def test_a_name_that_could_not_be_published_is_refused_at_once(recipe: Path, setting: str, name: str) -> None:
+    assert f": {setting} is " in complaint(recipe, f"--{setting}={name}")
+
+
+@pytest.mark.parametrize("name", ["a", "My_recipe-2.1", "0" * 80])
+def test_a_name_that_loads_can_be_published(recipe: Path, name: str) -> None:
+    assert load_recipe(recipe, [f"--name={name}"]).name == name
+    for stage in ("sft", "reward_model"):
+        check_name(f"{name}/{stage}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ppo.kl_coef", "0.1", "--ppo.kl_coef=0.1"],
+        ["--seed=1", "--seed=2"],
+        ["--ppo.optimizer={eps: 1e-5}", "--ppo.optimizer.eps=1e-6"],
+        ["--ppo.optimizer.eps=1e-6", "--ppo.optimizer={eps: 1e-5}"],
+        ["--ppo.lora=null", "--ppo.lora.rank=4"],
+        ["--ppo.optimizer={eps: 1e-5, eps: 1e-6}"],
+    ],
+)
+def test_a_setting_that_is_given_twice_on_the_command_line_is_refused(recipe: Path, words: list[str]) -> None:
+    assert "given twice" in complaint(recipe, *words)
+
+
+def test_settings_of_one_section_may_be_given_one_by_one(recipe: Path) -> None:
+    words = ["--ppo.optimizer={eps: 1e-5}", "--ppo.optimizer.weight_decay=0.1"]
+    optimizer = load_recipe(recipe, words).ppo.optimizer
+    assert (optimizer.eps, optimizer.weight_decay) == (1e-5, 0.1)
+
+
+def test_reading_a_recipe_imports_nothing_that_it_names(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "side_effect.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    section = tmp_path / "section.yaml"
+    section.write_text("class_path: side_effect.Thing\n")
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        load_recipe(recipe, ["--ppo.monitor=side_effect:judge", "--ppo.rewards=[{function: side_effect:reward}]"])
+        for value in ("side_effect.Thing", str(section), "{class_path: side_effect.Thing}"):
+            assert "ppo.optimizer" in complaint(recipe, f"--ppo.optimizer={value}")
+    assert not (tmp_path / "imported").exists() and "side_effect" not in set(sys.modules) - before
+
+
+def test_a_copy_of_a_data_set_that_is_also_beside_the_recipe_is_still_found(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    path = write_recipe(tmp_path / "r.yaml", small_recipe(Path("base")), sft__data="rows.jsonl")
+    assert load_recipe(path).sft.data[0].path == str(tmp_path / "rows.jsonl")
+    assert load_recipe(path, copies={"rows.jsonl": "other.jsonl"}).sft.data[0].path == "other.jsonl"

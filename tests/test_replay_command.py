@@ -19,6 +19,7 @@ from small_recipe import Chain, write_recipe
 from pipeline.__main__ import main
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_pipeline
+from workbench.replay.command import ranges
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +59,7 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 def replayed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
     """-> (exit code, what was printed)."""
     capsys.readouterr()
-    try:
-        code = main(["replay", *words, "--json"])
-    except SystemExit as leaving:
-        code = int(str(leaving.code))
+    code = main(["replay", *words, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -140,8 +138,7 @@ def test_a_changed_number_in_the_record_of_metrics_is_found(copied: Path, capsys
     code, told = replayed(capsys, str(copied), "--step", "2")
     assert code == 1
     assert told["difference"]["name"] == "value/loss" and told["difference"]["recorded"] == lines[1]["value/loss"]
-    with pytest.raises(SystemExit, match="1"):
-        main(["replay", str(copied), "--step", "2"])
+    assert main(["replay", str(copied), "--step", "2"]) == 1
     assert f"value/loss was {lines[1]['value/loss']!r} and is now" in " ".join(capsys.readouterr().out.split())
 
 
@@ -196,7 +193,23 @@ def test_the_table_shows_the_prompt_and_every_token(trained: Path, capsys: pytes
     ]
 
 
-@pytest.mark.parametrize(("words", "told"), [(["--step", "0"], "--step is 0"), (["--step", "9"], "000009.safetensors")])
+def test_a_name_a_key_s_digits_and_a_checkpoint_s_folder_find_the_run(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = chain.summary["stages"]["ppo"]["key"]
+    words = ["--step", "1", "--show-only", "--episodes", "0", "--root", str(chain.root)]
+    found = [replayed(capsys, named, *words) for named in ("small/ppo", key[:8], str(chain.checkpoint("ppo")))]
+    assert [code for code, _ in found] == [0] * 3
+    assert {told["run"] for _, told in found} == {str(chain.root / "runs" / key)}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--step", "0"], "--step is 0; it must be a whole number, at least 1"),
+        (["--step", "9"], "has no iteration 9; recorded are 1 to 3;"),
+    ],
+)
 def test_a_step_that_is_not_there_is_told_in_a_line(
     trained: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
@@ -207,4 +220,26 @@ def test_a_step_that_is_not_there_is_told_in_a_line(
 def test_a_directory_that_is_no_ppo_run_is_told(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     directory = chain.root / "runs" / chain.summary["stages"]["sft"]["key"]
     assert main(["replay", str(directory), "--step", "1"]) == 2
-    assert "give a PPO stage's run directory" in capsys.readouterr().err
+    assert "has no recorded iterations" in capsys.readouterr().err
+    assert main(["replay", "small/reward_model", "--step", "1", "--root", str(chain.root)]) == 2
+    assert "give a PPO stage: its name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"config": {}, "parents": []}'])
+def test_a_damaged_description_of_the_run_is_one_line(
+    copied: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "rollouts" / "run.json").write_text(content)
+    assert main(["replay", str(copied), "--step", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "run.json cannot be read" in error and error.count("\n") == 1
+
+
+def test_a_damaged_record_of_metrics_is_one_line(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "metrics.jsonl").write_text('{"step": 1, "value/loss": []}\n')
+    assert main(["replay", str(copied), "--step", "1"]) == 2
+    assert "has a value that is no number at step 1" in capsys.readouterr().err
+
+
+def test_steps_are_written_as_ranges() -> None:
+    assert ranges([1, 2, 3, 5, 7, 8]) == "1 to 3, 5, 7 to 8"

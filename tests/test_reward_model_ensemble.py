@@ -20,9 +20,10 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from data_schema import Comparison, Message, write_records
 from data_schema.sources import Source
 from pipeline.recipe import load_recipe
+from policy.adapters import add_lora
 from policy.encoding import encode_answers
 from policy.errors import ModelError
-from policy.language_model import add_lora, load_tokenizer, save_checkpoint
+from policy.language_model import load_tokenizer, save_checkpoint
 from policy.sampling.rollout import Rollout, as_rollout
 from reward.ensemble import acting_as, combine, member_scores, read_members, relative_to
 from reward.normalisation import RewardNormalisation

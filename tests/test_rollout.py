@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from policy.adapters import add_lora
 from policy.encoding import pad
-from policy.language_model import LanguageModel, add_lora, load_language_model
+from policy.language_model import LanguageModel, load_language_model
 from policy.sampling.rollout import Rollout, as_rollout, collect_rollout, output_head, response_logprobs
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_a_model_that_counts_its_positions_reads_and_writes_alike_under_padding(
         config = GPT2Config(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
         model = GPT2LMHeadModel(config).eval()
     got = response_logprobs(model, widen(as_rollout(PROMPTS, RESPONSES, 0, CPU), torch.arange(8)), 1.0).logprobs
-    settings = {"max_new_tokens": 6, "temperature": 1e-5, "eos_id": -1, "pad_id": 0, "rng": torch.Generator()}
+    settings = {"max_new_tokens": 6, "temperature": 1e-5, "stop_ids": [], "pad_id": 0, "rng": torch.Generator()}
     together = collect_rollout(model, PROMPTS, batch_size=4, **settings)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         expected, _ = expected_logprobs(model, prompt, response, 1.0)
@@ -117,17 +118,17 @@ def test_choosing_rows_trims_padding_and_changes_nothing(tiny: LanguageModel) ->
 
 
 def collect(tiny: LanguageModel, prompts: list[list[int]], **settings: Any) -> Rollout:
-    plain = {"max_new_tokens": 8, "temperature": 1e-5, "batch_size": 2, "eos_id": 1, "pad_id": 0}
+    plain = {"max_new_tokens": 8, "temperature": 1e-5, "batch_size": 2, "stop_ids": [1], "pad_id": 0}
     return collect_rollout(tiny.model, prompts, rng=torch.Generator().manual_seed(0), **plain | settings)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_each_prompt_gets_its_own_answer_whatever_shares_its_batch(tiny: LanguageModel, batch_size: int) -> None:
     eos = int(collect(tiny, PROMPTS[:1]).responses[0, 2])  # the first answer ends at its third token
-    together = collect(tiny, PROMPTS, batch_size=batch_size, eos_id=eos)
+    together = collect(tiny, PROMPTS, batch_size=batch_size, stop_ids=[eos])
     assert together.ended.any() and not together.ended.all()
     for row, prompt in enumerate(PROMPTS):
-        alone = collect(tiny, [prompt], eos_id=eos)
+        alone = collect(tiny, [prompt], stop_ids=[eos])
         assert together.prompts[row][together.prompt_mask[row]].tolist() == prompt
         assert together.responses[row][together.response_mask[row]].tolist() == alone.responses[0].tolist()
         assert together.ended[row] == alone.ended[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from small_recipe import ROOT, STAGES, Chain, store_contents, write_recipe
 from checkpoint_store import CheckpointStore
 from pipeline.plan import Selection
 from pipeline.recipe import load_recipe
-from pipeline.runner import run_pipeline
+from pipeline.runner import as_json, run_pipeline
 from stages.errors import ConfigError
 
 
@@ -113,6 +114,54 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(chain: Cha
     assert digests(store, run(chain, copy_of_chain, force=True)) == before
     other = digests(store, run(chain, copy_of_chain, "--seed=1", only="sft"))
     assert other["sft"]["model.safetensors"] != before["sft"]["model.safetensors"]
+
+
+def test_what_a_stage_warns_about_is_kept_and_repeated_when_it_is_skipped(
+    chain: Chain, copy_of_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import stages.evaluate.stage
+
+    before = stages.evaluate.stage.run
+
+    def warned(config: Any, job: Any) -> Any:
+        job.tracker.warn("few prompts")
+        return before(config, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.evaluate.stage, "run", warned)
+        first = run(chain, copy_of_chain, only="evaluate", force=True)
+    assert "few prompts" in first["warnings"]["evaluate"]
+    again = run(chain, copy_of_chain)
+    assert again["warnings"]["evaluate"] == first["warnings"]["evaluate"] and ran(again) == []
+    assert json.loads((copy_of_chain / "pipelines" / "small" / "summary.json").read_text()) == again
+    printed = capsys.readouterr().out
+    assert "  evaluate: few prompts" in printed[printed.rindex("Warnings:") :]
+
+
+def test_a_quiet_run_prints_no_tables(chain: Chain, copy_of_chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    summary = run_pipeline(load_recipe(chain.path), copy_of_chain, quiet=True)
+    assert summary["evaluation"] == chain.summary["evaluation"] and capsys.readouterr().out == ""
+
+
+def test_numbers_that_are_not_finite_do_not_stop_a_checkpoint_from_being_published() -> None:
+    values = {"a": [math.nan, 1.5], "b": {"c": -math.inf}, "n": 3}
+    assert as_json(values) == {"a": ["nan", 1.5], "b": {"c": "-inf"}, "n": 3}
+
+
+def test_an_error_in_a_stage_names_its_run_directory(
+    chain: Chain, copy_of_chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import stages.evaluate.stage
+
+    def fail(*_: Any) -> None:
+        raise KeyError("loss")
+
+    monkeypatch.setattr(stages.evaluate.stage, "run", fail)
+    key = chain.summary["stages"]["evaluate"]["key"]
+    with pytest.raises(KeyError) as caught:
+        run(chain, copy_of_chain, only="evaluate", force=True)
+    assert caught.value.__notes__ == [f"stage evaluate, run directory {copy_of_chain / 'runs' / key}"]
 
 
 def test_a_stage_alone_needs_its_parents(chain: Chain, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_what_it_was_chosen_by_counts_as_seen(selected: Selected) -> None:
 def test_the_way_back_from_the_policy_tells_of_the_choice(selected: Selected) -> None:
     text = format_lineage(CheckpointStore(selected.root / "store"), "small/ppo")
     assert "small/select" in text.splitlines()[0]
-    assert "selected_step" in text and "parent   sft: small/select" in text
+    assert "selected step" in text and "parent   sft: small/select" in text
     curve = selected.root / "runs" / selected.summary["stages"]["select"]["key"] / "metrics.jsonl"
     records = [json.loads(line) for line in curve.read_text().splitlines()]
     assert [record["step"] for record in records] == list(read_index(selected.checkpoint("sft")))

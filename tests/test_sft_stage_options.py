@@ -18,12 +18,14 @@ from transformers import AutoModelForCausalLM
 from data_schema import Demonstration, Document, Message, Prompt, load_all, read_records
 from data_schema.sources import Source
 from pipeline.recipe import load_recipe
+from policy.adapters import add_lora
 from policy.errors import ModelError
-from policy.language_model import add_lora, load_tokenizer
+from policy.language_model import load_tokenizer
 from policy.memory import quantized
 from policy.memory.checkpointing import checkpointed
-from policy.packing import reads_packed, states_of_sequences
 from policy.pretraining import pack_documents
+from policy.reading import reads_packed
+from policy.states import states_of_sequences
 from stages.errors import ConfigError
 from stages.settings import LoraConfig, OptimizerConfig
 from stages.sft import stage as sft

@@ -64,7 +64,7 @@ def test_packed_scores_are_those_of_each_text_alone(config: PretrainedConfig) ->
     expected = one_by_one(model, prompts, answers)
     assert expected.std() > 0.1  # scores that differ, so that mixing them up would show
     torch.testing.assert_close(packed_scores(model, packed), expected, atol=1e-5, rtol=1e-5)
-    assert can_share_prompt(model, prompts, answers, PAD)
+    assert can_share_prompt(model, longest=32)
 
 
 def test_packed_gradients_are_those_of_each_text_alone() -> None:
@@ -97,18 +97,22 @@ def test_a_row_ends_where_its_attention_would_cost_more_than_the_prompt_again() 
     torch.testing.assert_close(packed_scores(model, packed), one_by_one(model, prompts, answers), atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_that_sees_a_window_only_is_found_out() -> None:
-    """Its window counts columns, and in a packed row the prompt is further away than in a row of its own."""
-    model = scalar_model(MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=4, attn_implementation="sdpa"))
-    prompts, answers = rankings([(6, [5, 5, 5])])
-    assert not can_share_prompt(model, prompts, answers, PAD)
+def test_beyond_a_window_prompts_are_read_again_and_within_it_they_are_shared() -> None:
+    """A mask of our own takes the place of the model's, which would hide what lies before the window."""
+    window = {"num_key_value_heads": 2, "sliding_window": 12, "attn_implementation": "sdpa"}
+    model = scalar_model(MistralConfig(**LLAMA, **window))
+    prompts, answers = rankings([(6, [5, 6, 5]), (40, [30, 25])])
+    assert not can_share_prompt(model, longest=13) and can_share_prompt(model, longest=12)
     apart = pack_answers(prompts, answers, PAD, 10**6, share=False)
     torch.testing.assert_close(packed_scores(model, apart), one_by_one(model, prompts, answers), atol=1e-5, rtol=1e-5)
+    within, own = prompts[:1], answers[:1]
+    shared = pack_answers(within, own, PAD, 10**6)
+    torch.testing.assert_close(packed_scores(model, shared), one_by_one(model, within, own), atol=1e-5, rtol=1e-5)
 
 
 def test_the_check_leaves_the_model_in_its_mode() -> None:
     model = scalar_model(CONFIGS["llama eager"]).train()
-    assert can_share_prompt(model, *rankings(RAGGED), PAD) and model.training
+    assert can_share_prompt(model, longest=32) and model.training
 
 
 def test_tokens_and_order_are_kept() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -266,6 +267,97 @@ def test_a_name_whose_checkpoint_was_deleted_says_so(tmp_path: Path, source: Pat
     (tmp_path / "store" / "checkpoints" / KEY / "manifest.json").unlink()
     with pytest.raises(StoreError, match="which is missing"):
         at.resolve("sft")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../up", b"a" * 10_000, b"0a 0a"], ids=repr)
+def test_a_damaged_file_of_a_name_is_named_and_written_again(tmp_path: Path, source: Path, content: bytes) -> None:
+    at = CheckpointStore(tmp_path / "store")
+    publish(at, source)
+    ref = tmp_path / "store" / "refs" / "sft.ref"
+    ref.write_bytes(content)
+    for read in (at.names, lambda: at.resolve("sft")):
+        with pytest.raises(StoreError, match=r"sft\.ref is damaged: it must be one line with a key of 20 hex digits"):
+            read()
+    at.name("sft", KEY)
+    assert at.resolve("sft") == KEY
+
+
+def test_a_manifest_in_another_checkpoint_s_folder_is_refused(tmp_path: Path, source: Path) -> None:
+    at = CheckpointStore(tmp_path / "store")
+    publish(at, source)
+    shutil.copytree(tmp_path / "store" / "checkpoints" / KEY, tmp_path / "store" / "checkpoints" / OTHER_KEY)
+    with pytest.raises(StoreError, match=rf"it belongs to the checkpoint {KEY}"):
+        at.manifest(OTHER_KEY)
+    readable, problems = at.survey()
+    assert [manifest.key for manifest in readable] == [KEY]
+    assert len(problems) == 1 and OTHER_KEY in problems[0]
+
+
+def test_folders_of_a_checkpoint_and_of_a_run_stand_for_its_key(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    at = CheckpointStore("store")
+    publish(at, source)
+    runs = [tmp_path / "runs" / key for key in (KEY, OTHER_KEY)]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").touch()
+    for named in (f"store/checkpoints/{KEY}", f"{tmp_path}/store/checkpoints/{KEY}/", f"runs/{KEY}"):
+        assert at.resolve(named) == at.locate(named) == KEY
+    with pytest.raises(StoreError, match="did not finish"):
+        at.resolve(str(runs[1]))
+
+
+def test_another_folder_is_located_but_has_no_key(tmp_path: Path, source: Path) -> None:
+    at = CheckpointStore(tmp_path / "store")
+    publish(at, source)
+    assert at.locate(str(source)) == source and at.open(str(source)) == (source, None)
+    assert at.open("sft") == (at.path(KEY), at.manifest(KEY))
+    with pytest.raises(StoreError, match="a folder outside the store, of which no history is kept"):
+        at.resolve(str(source))
+
+
+def test_earlier_checkpoints_of_a_name_are_counted_back_from_the_present_one(root: str, source: Path) -> None:
+    at = CheckpointStore(root)
+    for key in (OTHER_KEY, KEY):
+        publish(at, source, key=key)
+    assert at.resolve("sft~1") == OTHER_KEY
+    for named in ("sft~2", "sft~0"):
+        with pytest.raises(StoreError, match="sft has 1 earlier checkpoints"):
+            at.resolve(named)
+
+
+@pytest.mark.parametrize(
+    ("named", "hint"),
+    [
+        ("sfft", "did you mean sft?"),
+        ("quick", "a recipe's name, add the stage: there are quick/reward_model;"),
+        ("quick/reward-model", "did you mean quick/reward_model?"),
+    ],
+)
+def test_what_was_probably_meant_is_named(root: str, source: Path, named: str, hint: str) -> None:
+    at = CheckpointStore(root)
+    publish(at, source)
+    publish(at, source, key=OTHER_KEY, name="quick/reward_model")
+    with pytest.raises(StoreError, match=hint):
+        at.resolve(named)
+
+
+def test_a_name_that_is_right_is_not_written_again(tmp_path: Path, source: Path) -> None:
+    at = CheckpointStore(tmp_path / "store")
+    publish(at, source)
+    ref = tmp_path / "store" / "refs" / "sft.ref"
+    before = ref.stat()
+    at.name("sft", KEY)
+    assert (ref.stat().st_ino, ref.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_removed_name_leaves_the_checkpoint(root: str, source: Path) -> None:
+    at = CheckpointStore(root)
+    publish(at, source)
+    at.unname("sft")
+    assert at.names() == {} and at.keys() == (KEY,)
 
 
 def test_an_unknown_kind_of_address_is_one_line() -> None:

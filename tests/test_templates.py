@@ -1,6 +1,7 @@
 """Every template keeps the prefix promise under the renderer that Hugging Face tokenizers use."""
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data_schema import TEMPLATES, DataError, template
+from data_schema import TEMPLATES, DataError, template, templates
 
 EOS = "</s>"
 TALK = [
@@ -211,5 +212,26 @@ def test_a_template_file_that_is_not_there_names_the_nearest_beside_it(tmp_path:
     with pytest.raises(DataError, match=r"no template file .*/mien\.jinja\. Did you mean 'mine\.jinja'\?"):
         template(str(tmp_path / "mien.jinja"))
     (tmp_path / "latin.jinja").write_bytes("é".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.jinja cannot be read as a template: .* it must be UTF-8 text"):
+    with pytest.raises(
+        DataError, match=r"latin\.jinja cannot be read as a template \(not UTF-8\); give a file of UTF-8 text"
+    ):
         template(str(tmp_path / "latin.jinja"))
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_does_not_end_is_an_error_that_says_which_and_a_short_one_leaves_no_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(templates, "LONGEST_RENDERING", 0.1)
+    with (
+        pytest.raises(DataError, match=r"^filling it with row 7 takes more than 0.1 seconds; its loops may never end"),
+        templates.time_limit("filling it with row 7"),
+    ):
+        jinja2.Template(LOOPS).render()
+    before = signal.getsignal(signal.SIGVTALRM)
+    with templates.time_limit("a short one"):
+        assert jinja2.Template("{{ 1 + 1 }}").render() == "2"
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)

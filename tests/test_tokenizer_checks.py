@@ -62,6 +62,13 @@ def test_each_broken_tokenizer_is_found_out(settings: dict[str, Any], expected: 
     assert not {finding for finding in found(tokenizer) if finding[0] == "error"} - {expected}
 
 
+def test_an_eos_that_is_not_in_the_vocabulary_is_an_error() -> None:
+    tokenizer: Any = quickstart_tokenizer()
+    tokenizer.eos_token = "<nowhere>"
+    assert tokenizer.eos_token_id == tokenizer.unk_token_id
+    assert ("error", "eos") in found(tokenizer, own_template=False)
+
+
 def test_a_second_bos_from_the_tokenizer_itself_is_a_warning_and_one_bos_is_none() -> None:
     tokenizer = byte_tokenizer(bos_token="<|endoftext|>", chat_template="{{ bos_token }}" + CHATML)
     assert found(tokenizer) == set()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from checkpoint_store import StoreError
 from stages.tracking import Tracker, WandbMode, resolve_mode
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +140,43 @@ def test_starting_afresh_moves_the_old_record_aside(tmp_path: Path) -> None:
     kept = [records(tmp_path / f"before-{i}" / "metrics.jsonl")[0]["attempt"] for i in (1, 2)]
     assert kept == [0, 1]
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[[1]]", b'[["../x", []]]', b"\xff", b"[" * 100_000])
+def test_a_damaged_list_of_tables_is_no_obstacle_to_a_fresh_start(tmp_path: Path, content: bytes) -> None:
+    with tracker(tmp_path, wandb_mode="disabled") as run:
+        run.table("samples", ["prompt"], [["old"]], step=1)
+    (tmp_path / "tables.json").write_bytes(content)
+    (tmp_path / "before-3x").mkdir()
+    (tmp_path / "before-2").mkdir()
+    with tracker(tmp_path, wandb_mode="disabled") as run:
+        run.table("samples", ["prompt"], [["new"]], step=1)
+    assert records(tmp_path / "samples.jsonl") == [{"step": 1, "prompt": "new"}]
+    assert (tmp_path / "before-3" / "tables.json").exists()
+
+
+@pytest.mark.parametrize("file", ["tables.json", "metrics.jsonl"])
+def test_a_damaged_record_cannot_be_continued_and_says_what_to_do(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with tracker(tmp_path) as run:
+        run.log({"loss": 1.0}, step=1)
+        run.table("samples", ["prompt"], [["old"]], step=1)
+    (tmp_path / file).write_text("[1\n")
+    with pytest.raises(StoreError, match=rf"{file}.* is damaged; delete .* run the stage again"):
+        tracker(tmp_path, resume_step=1)
+
+
+def test_a_warning_is_logged_at_once_and_remembered_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with tracker(tmp_path) as run, caplog.at_level(logging.WARNING, "triptych"):
+        for text in ("few answers end", "few answers end", "no held-out pairs"):
+            run.warn(text)
+    assert run.warnings == ["few answers end", "no held-out pairs"]
+    assert [record.getMessage() for record in caplog.records] == [f"warning: {text}" for text in run.warnings]
 
 
 def test_a_disabled_tracker_never_imports_wandb(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_rewards_per_token_at_both_score_positions(x: Any, want: Any) -> None:
 @vector("rollout_eos_trick_pipeline")
 def test_rollout_with_the_score_one_past_the_end(x: Any, want: Any) -> None:
     responses, width = torch.tensor(x["responses"]), len(x["responses"][0])
-    tokens, lengths, found = truncate_after_token(responses, x["eos_id"], x["pad_id"])
+    tokens, lengths, found = truncate_after_token(responses, [x["eos_id"]], x["pad_id"])
     assert tokens.tolist() == want["postprocessed"]
     assert found.tolist() == want["contains_eos"]
     assert (lengths - 1).tolist() == want["sequence_lengths_index_of_last_real_token"]
@@ -155,7 +155,7 @@ def test_rollout_with_the_score_one_past_the_end(x: Any, want: Any) -> None:
 
 @vector("truncate_after_token")
 def test_truncation_starts_to_look_at_the_first_index(x: Any, want: Any) -> None:
-    cut = truncate_after_token(torch.tensor(x["responses"]), x["truncate_token"], x["pad_id"], x["truncate_after"])
+    cut = truncate_after_token(torch.tensor(x["responses"]), [x["truncate_token"]], x["pad_id"], x["truncate_after"])
     assert cut.responses.tolist() == want["postprocessed"]
     assert cut.found.tolist() == want["valid"]
     assert_same(replace_score_without_eos(real(x["rm_scores"]), cut.found, x["penalty"]), want["scores"])

@@ -4,10 +4,14 @@ Used by Stanford's data, LLaMA-Factory's versions of LIMA and OASST (`history` h
 and others. Instruction and input become one user message, separated by an empty line.
 """
 
+import re
 from typing import Any
 
 from data_schema.errors import DataError
+from data_schema.formats.general.columns import history_of, spoken
+from data_schema.formats.general.transcripts import answer_after
 from data_schema.formats.parts import FILLED_TEXT, Drop, Origin, Outcome, Reader, Row, rest, text_of, with_input
+from data_schema.formats.ranking_parts import Ranking
 from data_schema.records import Comparison, Demonstration, Message, Prompt, check_list, check_text, describe
 
 
@@ -17,31 +21,42 @@ def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]
     context = row.get(context_column) or ""
     if not isinstance(context, str):
         raise DataError(f"'{context_column}' must be text, found {describe(context)}", field=context_column)
-    turns: list[Message] = []
-    if row.get("system"):
-        turns.append(Message("system", text_of(row, "system")))
-    for i, pair in enumerate(check_list(row.get("history") or [], "history")):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(f"'history[{i}]' must be [question, answer], found {describe(pair)}", field="history")
-        turns.append(Message("user", check_text(pair[0], f"history[{i}][0]")))
-        turns.append(Message("assistant", check_text(pair[1], f"history[{i}][1]")))
+    turns = history_of(row)
+    if not context.strip():
+        return (*turns, *spoken(instruction, "instruction"))
     return (*turns, Message("user", with_input(instruction, context)))
+
+
+SYSTEM_PROMPT = re.compile(r"\s*You are (an?|the) ([\w-]+ ){0,3}assistant\b", re.I)
+
+
+def dolphin_turns(row: Row) -> tuple[Message, ...]:
+    """Alpaca's columns as Dolphin uses them: an instruction that says who the assistant is, is a system prompt."""
+    turns = alpaca_turns(row)
+    context = row.get("input")
+    if not isinstance(context, str) or not context.strip() or not SYSTEM_PROMPT.match(text_of(row, "instruction")):
+        return turns
+    return (Message("system", row["instruction"]), *turns[:-1], Message("user", context))
 
 
 def _alpaca_meta(row: Row, *used: str) -> dict[str, Any]:
     # `text` is the filled template, which only repeats the other columns.
-    return rest(row, "instruction", "input", "output", "text", "system", "history", "chosen", "rejected", *used)
+    return rest(row, "instruction", "input", "output", "text", "history", "chosen", "rejected", *used)
 
 
 def instruction_readers(context: str, answer: str) -> dict[type, Reader]:
     """Readers of rows with `instruction`; `context` and `answer` name the columns of its input and its answer."""
 
+    def asked(row: Row) -> tuple[Message, ...]:
+        return dolphin_turns(row) if (context, answer) == ("input", "output") else alpaca_turns(row, context)
+
     def demonstration(row: Row, origin: Origin) -> Outcome:
-        messages = (*alpaca_turns(row, context), Message("assistant", text_of(row, answer)))
+        said = answer_after(text_of(row, "instruction"), text_of(row, answer))
+        messages = (*asked(row), Message("assistant", said))
         return Demonstration(*origin, messages=messages, meta=_alpaca_meta(row, context, answer))
 
     def prompt(row: Row, origin: Origin) -> Outcome:
-        return Prompt(*origin, prompt=alpaca_turns(row, context), meta=_alpaca_meta(row, context, answer))
+        return Prompt(*origin, prompt=asked(row), meta=_alpaca_meta(row, context, answer))
 
     return {Demonstration: demonstration, Prompt: prompt}
 
@@ -50,23 +65,14 @@ def alpaca_prompt(row: Row, origin: Origin) -> Outcome:
     return Prompt(*origin, prompt=alpaca_turns(row), meta=_alpaca_meta(row))
 
 
-def alpaca_ranking(row: Row, origin: Origin) -> Outcome:
+def alpaca_ranking(row: Row) -> Ranking:
     """`output` lists the responses from best to worst."""
     outputs = check_list(row["output"], "output")
-    responses = tuple(check_text(output, f"output[{i}]") for i, output in enumerate(outputs))
-    if len({response.strip() for response in responses}) < len(responses):
-        return Drop("equal texts")
-    ranks = tuple(range(1, len(responses) + 1))
-    return Comparison(*origin, prompt=alpaca_turns(row), responses=responses, ranks=ranks, meta=_alpaca_meta(row))
-
-
-def alpaca_best(row: Row, origin: Origin) -> Outcome:
-    """The best of the ranked outputs, as a demonstration."""
-    ranking = alpaca_ranking(row, origin)
-    if not isinstance(ranking, Comparison):
-        return ranking
-    answer = Message("assistant", ranking.responses[0])
-    return Demonstration(*origin, messages=(*ranking.prompt, answer), meta=ranking.meta)
+    for i, output in enumerate(outputs):
+        check_text(output, f"output[{i}]")
+    if len(outputs) < 2:
+        raise DataError(f"'output' must have two or more, found {len(outputs)}", field="output")
+    return Ranking(alpaca_turns(row), outputs, [-float(i) for i in range(len(outputs))], _alpaca_meta(row))
 
 
 def alpaca_preference(row: Row, origin: Origin) -> Outcome:

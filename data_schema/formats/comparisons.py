@@ -1,9 +1,13 @@
 """Published comparison data sets: the columns that identify them, and their readers. Part of FORMATS in table.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from data_schema.formats import gathered, pairs, rankings
+from data_schema.formats.alpaca import instruction_readers
+from data_schema.formats.general import choices, duels, lists, marked
+from data_schema.formats.general.single import read_by_single
+from data_schema.formats.meaning import meanings, ratings, verdicts
 from data_schema.formats.parts import Format, Gather, Row
 from data_schema.formats.ranking_parts import Read, readers
 
@@ -12,6 +16,14 @@ Fits = Callable[[Row], bool]
 
 def _any(row: Row) -> bool:
     return True
+
+
+def _never(row: Row) -> bool:
+    return False
+
+
+def _is_sharegpt_turn(row: Row) -> bool:
+    return isinstance(row["chosen"], dict) and "from" in row["chosen"]
 
 
 def _holds(column: str, kind: type) -> Fits:
@@ -28,12 +40,36 @@ def _holds_objects(column: str, key: str) -> Fits:
     return fits
 
 
-def _format(*columns: str, read: Read, fits: Fits = _any, gather: Gather | None = None) -> Format:
-    return Format(frozenset(columns), fits, readers(read), gather)
+def _nothing_else(row: Row) -> Collection[str]:
+    return ()
+
+
+def _format(
+    *columns: str,
+    read: Read,
+    fits: Fits = _any,
+    gather: Gather | None = None,
+    reads: Callable[[Row], Collection[str]] = _nothing_else,
+) -> Format:
+    return Format(frozenset(columns), fits, readers(read), gather, reads, judges=True)
 
 
 def _kto(*columns: str) -> Format:
-    return Format(frozenset(columns), gathered.is_judged, gathered.KTO_READERS, gathered.gather_kto)
+    return Format(
+        frozenset(columns), marked.is_marked, marked.MARKED_READERS, marked.gather_marked, _marked_columns, judges=True
+    )
+
+
+def _marked_columns(row: Row) -> tuple[str, ...]:
+    return (*read_by_single(row), *verdicts(row, read_by_single(row)))
+
+
+def _rated_columns(row: Row) -> tuple[str, ...]:
+    return (*read_by_single(row), *ratings(row, read_by_single(row)))
+
+
+def _duel_columns(row: Row) -> tuple[str, ...]:
+    return (*duels.read_by_duel(row), *(column for column in row if "better" in meanings(column)))
 
 
 # The first format that fits a row wins, so those that need more columns come before those that need fewer.
@@ -51,6 +87,7 @@ COMPARISON_FORMATS: dict[str, Format] = {
         "score_B",
         read=gathered.shp,
         gather=gathered.gather_shp,
+        reads=lambda row: ("labels",),
     ),
     "helpsteer": _format(
         "prompt", "response", "helpfulness", read=gathered.helpsteer, gather=gathered.gather_helpsteer
@@ -76,14 +113,54 @@ COMPARISON_FORMATS: dict[str, Format] = {
     "bpo_instruction": _format("instruction", "good_res", "bad_res", read=pairs.bpo),
     "stack_exchange_paired": _format("question", "response_j", "response_k", read=pairs.stack_exchange_paired),
     "sharegpt_preference": _format(
-        "conversations", "chosen", "rejected", read=pairs.sharegpt_preference, fits=_holds("chosen", dict)
+        "conversations", "chosen", "rejected", read=pairs.sharegpt_preference, fits=_is_sharegpt_turn
     ),
     "reward_bench_2": _format(
         "prompt", "chosen", "rejected", read=rankings.reward_bench_2, fits=rankings.is_reward_bench_2
     ),
-    "scored_preference": _format("chosen", "rejected", read=pairs.scored_preference, fits=pairs.has_pair_scores),
+    "scored_preference": _format(
+        "chosen", "rejected", read=choices.scored, fits=choices.has_ratings, reads=choices.read_by_choice
+    ),
+    "prometheus": Format(
+        frozenset(
+            {"orig_instruction", "orig_response_A", "orig_response_B", "orig_preference", "instruction", "output"}
+        ),
+        _any,
+        readers(duels.duel) | instruction_readers("input", "output"),
+        reads=_duel_columns,
+        judges=True,
+    ),
+    "safe_rlhf": _format(
+        *("prompt", "response_0", "response_1", "better_response_id", "safer_response_id"),
+        read=duels.duel,
+        reads=_duel_columns,
+    ),
+    # Like safe_rlhf, but by one of the two verdicts. They are only used if named.
+    "safe_rlhf_better": _format(
+        *("prompt", "response_0", "response_1", "better_response_id"),
+        read=duels.without("safer_response_id"),
+        fits=_never,
+        reads=_duel_columns,
+    ),
+    "safe_rlhf_safer": _format(
+        *("prompt", "response_0", "response_1", "safer_response_id"),
+        read=duels.without("better_response_id"),
+        fits=_never,
+        reads=_duel_columns,
+    ),
     "kto_messages": _kto("messages"),
     "kto": _kto("prompt", "completion"),
     "kto_alpaca": _kto("instruction", "output"),
     "kto_sharegpt": _kto("conversations"),
+}
+
+# These ask what the columns mean. They come after the formats with names of their own.
+GENERAL_COMPARISONS: dict[str, Format] = {
+    "choice": _format(read=choices.choice, fits=choices.is_choice, reads=choices.read_by_choice),
+    "duel": _format(read=duels.duel, fits=duels.is_duel, reads=_duel_columns),
+    "listed": _format(read=lists.listed, fits=lists.is_listed, reads=lists.read_by_list),
+    "kto_pair": _kto(),
+    "rated": Format(
+        frozenset(), marked.is_rated, marked.RATED_READERS, marked.gather_rated, _rated_columns, judges=True
+    ),
 }

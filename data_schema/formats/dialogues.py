@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_schema.errors import DataError
+from data_schema.formats.general.single import TALK_READERS
 from data_schema.formats.oasst import oasst_comparison
 from data_schema.formats.parts import Drop, Format, NumberedRows, Origin, Outcome, Reader, Row, rest, text_of
 from data_schema.records import Comparison, Demonstration, Message, Prompt, check_list, check_text, describe
@@ -20,57 +21,12 @@ def _opening(turns: Sequence[Message], row: Row, origin: Origin, *used: str) -> 
     return Prompt(*origin, prompt=tuple(prompt), meta=rest(row, *used))
 
 
-# ---- ShareGPT: a list of {"from": .., "value": ..}
-
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-}
+# ---- ShareGPT: a list of {"from": .., "value": ..}, read in general/single.py
 
 
 def is_sharegpt(row: Row) -> bool:
     turns = row["conversations"]
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
-
-
-def sharegpt_messages(value: object, name: str) -> tuple[Message, ...]:
-    """Messages from [{"from": .., "value": ..}, ..]. Raises DataError naming field `name` and the position."""
-    messages = []
-    for i, turn in enumerate(check_list(value, name)):
-        if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-            raise DataError(f"'{name}[{i}]' must have 'from' and 'value', found {describe(turn)}", field=name)
-        if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT_ROLES:
-            known = ", ".join(SHAREGPT_ROLES)
-            raise DataError(f"'{name}[{i}].from' must be one of {known}, found {describe(turn['from'])}", field=name)
-        messages.append(Message(SHAREGPT_ROLES[turn["from"]], check_text(turn["value"], f"{name}[{i}].value")))
-    return tuple(messages)
-
-
-def _sharegpt(row: Row) -> tuple[Message, ...]:
-    lead = (Message("system", text_of(row, "system")),) if row.get("system") else ()
-    return (*lead, *sharegpt_messages(row["conversations"], "conversations"))
-
-
-def sharegpt_demonstration(row: Row, origin: Origin) -> Outcome:
-    """The conversation up to the last answer: many end with a question, where the user left or the page was cut."""
-    turns = _sharegpt(row)
-    spoken = [message for message in turns if message.role != "system"]
-    if spoken[:1] and spoken[0].role == "assistant":
-        return Drop("starts with the assistant")  # the start of the page was cut off
-    ended = turns[:-1] if turns and turns[-1].role == "user" else turns
-    return _talk(ended, row, origin, "conversations", "system")
-
-
-def sharegpt_prompt(row: Row, origin: Origin) -> Outcome:
-    return _opening(_sharegpt(row), row, origin, "conversations", "system")
 
 
 # ---- LIMA and UltraChat: a list of texts, starting with the user's
@@ -244,6 +200,19 @@ def _is_oasst_message(row: Row) -> bool:
     return row["role"] in ("prompter", "assistant") and ("parent_id" in row or "message_tree_id" in row)
 
 
+OASST_COLUMNS = (
+    *(
+        "parent_id",
+        "message_tree_id",
+        "deleted",
+        "rank",
+        "synthetic",
+        "review_result",
+        "tree_state",
+        "labels",
+        "replies",
+    ),
+)
 OASST_READERS: dict[type, Reader] = {
     Comparison: oasst_comparison,
     Demonstration: oasst_demonstrations,
@@ -253,14 +222,22 @@ OASST_READERS: dict[type, Reader] = {
 # ---- which format is which
 
 DIALOGUE_FORMATS: dict[str, Format] = {
-    "sharegpt": Format(
-        frozenset({"conversations"}), is_sharegpt, {Demonstration: sharegpt_demonstration, Prompt: sharegpt_prompt}
-    ),
+    "sharegpt": Format(frozenset({"conversations"}), is_sharegpt, TALK_READERS),
     "lima": Format(frozenset({"conversations"}), _is_texts("conversations"), turns_readers("conversations")),
     "ultrachat": Format(frozenset({"data"}), _is_texts("data"), turns_readers("data")),
     "guanaco": Format(
-        frozenset({"input", "output"}), _is_guanaco, {Demonstration: guanaco_demonstration, Prompt: guanaco_prompt}
+        frozenset({"input", "output"}),
+        _is_guanaco,
+        {Demonstration: guanaco_demonstration, Prompt: guanaco_prompt},
+        reads=lambda row: ("rank", "text", "prompt"),  # the rank among the replies that people gave
     ),
-    "oasst_tree": Format(frozenset({"message_tree_id", "prompt"}), _is_tree, OASST_READERS),
-    "oasst_messages": Format(frozenset({"message_id", "role", "text"}), _is_oasst_message, OASST_READERS, gather_trees),
+    "oasst_tree": Format(frozenset({"message_tree_id", "prompt"}), _is_tree, OASST_READERS, judges=True),
+    "oasst_messages": Format(
+        frozenset({"message_id", "role", "text"}),
+        _is_oasst_message,
+        OASST_READERS,
+        gather_trees,
+        reads=lambda row: OASST_COLUMNS,
+        judges=True,
+    ),
 }

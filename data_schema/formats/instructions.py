@@ -9,6 +9,8 @@ from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.alpaca import instruction_readers
+from data_schema.formats.general.columns import history_of, spoken
+from data_schema.formats.general.transcripts import answer_after
 from data_schema.formats.parts import (
     Drop,
     Format,
@@ -28,21 +30,22 @@ from data_schema.records import Demonstration, Message, Prompt, check_text, desc
 # ---- a column for the question and one for the answer
 
 
-def pair_readers(question: str, answer: str, system: str | None = None) -> dict[type, Reader]:
+def pair_readers(question: str, answer: str) -> dict[type, Reader]:
     """Readers of rows with a question in one column and its answer in another."""
 
     def asked(row: Row) -> tuple[Message, ...]:
-        lead = (Message("system", text_of(row, system)),) if system and row.get(system) else ()
-        return (*lead, *(prompt_of(row) if question == "prompt" else [Message("user", text_of(row, question))]))
-
-    used = [column for column in (question, answer, system) if column]
+        said = prompt_of(row) if question == "prompt" else spoken(text_of(row, question), question)
+        return (*history_of(row), *said)
 
     def demonstration(row: Row, origin: Origin) -> Outcome:
-        messages = (*asked(row), Message("assistant", text_of(row, answer)))
-        return Demonstration(*origin, messages=messages, meta=rest(row, *used))
+        said = text_of(row, answer)
+        if isinstance(row[question], str):
+            said = answer_after(row[question], said)
+        messages = (*asked(row), Message("assistant", said))
+        return Demonstration(*origin, messages=messages, meta=rest(row, question, answer, "history"))
 
     def prompt(row: Row, origin: Origin) -> Outcome:
-        return Prompt(*origin, prompt=asked(row), meta=rest(row, *used))
+        return Prompt(*origin, prompt=asked(row), meta=rest(row, question, answer, "history"))
 
     return {Demonstration: demonstration, Prompt: prompt}
 
@@ -60,6 +63,8 @@ def _optional_text(values: Row, column: str, inside: str = "") -> str:
 def self_instruct_prompt(row: Row, origin: Origin) -> Prompt:
     name, instance, at = item_of(row, "instances", origin)
     question = with_input(text_of(row, "instruction"), _optional_text(instance, "input", f"{name}."))
+    if whole := _optional_text(instance, "instruction_with_input", f"{name}."):  # Unnatural Instructions
+        question = with_input(whole, _optional_text(instance, "constraints", f"{name}."))
     return Prompt(*at, prompt=(Message("user", question),), group=origin.id, meta=rest(row, "instruction", "instances"))
 
 
@@ -199,13 +204,25 @@ def _any(row: Row) -> bool:
     return True
 
 
+def reads_history(row: Row) -> tuple[str, ...]:
+    return ("history",)
+
+
 COT_COLUMNS = ("input", "target", "rationale")
 
 INSTRUCTION_FORMATS: dict[str, Format] = {
     "dolly": Format(
-        frozenset({"instruction", "context", "response"}), _any, instruction_readers("context", "response")
+        frozenset({"instruction", "context", "response"}),
+        lambda row: row["context"] is None or isinstance(row["context"], str),
+        instruction_readers("context", "response"),
+        reads=lambda row: ("history",),
     ),
-    "gpteacher": Format(frozenset({"instruction", "response"}), _any, instruction_readers("input", "response")),
+    "gpteacher": Format(
+        frozenset({"instruction", "response"}),
+        _any,
+        instruction_readers("input", "response"),
+        reads=lambda row: ("input", "history"),
+    ),
     "self_instruct": Format(
         frozenset({"instruction", "instances"}),
         _any,
@@ -227,8 +244,10 @@ INSTRUCTION_FORMATS: dict[str, Format] = {
         frozenset({"inputs_pretokenized", "targets_pretokenized"}),
         _any,
         {Demonstration: p3_demonstration, Prompt: p3_prompt},
+        reads=lambda row: ("is_correct", "inputs", "targets", "template", "group"),
+        judges=True,
     ),
-    "flan": Format(frozenset({"inputs", "targets"}), _any, pair_readers("inputs", "targets")),
+    "flan": Format(frozenset({"inputs", "targets"}), _any, pair_readers("inputs", "targets"), reads=reads_history),
     "flan_cot": Format(
         frozenset(COT_COLUMNS), _any, {Demonstration: cot_demonstration, Prompt: cot_prompt}, header=COT_COLUMNS
     ),
@@ -236,8 +255,6 @@ INSTRUCTION_FORMATS: dict[str, Format] = {
         frozenset(COT_COLUMNS), _any, {Demonstration: cot_direct_demonstration, Prompt: cot_prompt}, header=COT_COLUMNS
     ),
     "open_orca": Format(
-        frozenset({"system_prompt", "question", "response"}),
-        _any,
-        pair_readers("question", "response", "system_prompt"),
+        frozenset({"system_prompt", "question", "response"}), _any, pair_readers("question", "response")
     ),
 }

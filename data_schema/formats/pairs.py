@@ -7,9 +7,8 @@ from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.alpaca import alpaca_turns
-from data_schema.formats.dialogues import SHAREGPT_ROLES, sharegpt_messages
+from data_schema.formats.general.columns import SPEAKERS, parse_turns, spoken
 from data_schema.formats.parts import Drop, Row, rest, text_of
-from data_schema.formats.preference import preference_pair
 from data_schema.formats.ranking_parts import (
     FIRST,
     SECOND,
@@ -21,7 +20,6 @@ from data_schema.formats.ranking_parts import (
     objects_of,
     one_of,
     value_of,
-    why_unusable,
 )
 from data_schema.records import Message, check_text, describe
 
@@ -29,7 +27,7 @@ VERDICTS = {0: TIE, 1: FIRST, 2: SECOND}
 
 
 def user(row: Row, column: str) -> tuple[Message, ...]:
-    return (Message("user", text_of(row, column)),)
+    return spoken(text_of(row, column), column)
 
 
 def two(row: Row, first: str, second: str) -> tuple[Any, Any]:
@@ -148,59 +146,16 @@ def stack_exchange_paired(row: Row) -> Ranking:
 
 def _sharegpt_answer(row: Row, column: str) -> object:
     turn = object_of(row, column)
-    if SHAREGPT_ROLES.get(str(turn.get("from"))) != "assistant":
+    if SPEAKERS.get(str(turn.get("from"))) != "assistant":
         raise DataError(f"'{column}.from' must be gpt, found {describe(turn.get('from'))}", field=column)
     return value_of(turn, "value")
 
 
 def sharegpt_preference(row: Row) -> Ranking:
     """LLaMA-Factory's form: a ShareGPT conversation, and two candidates for the last turn."""
-    lead = (Message("system", text_of(row, "system")),) if row.get("system") else ()
-    prompt = (*lead, *sharegpt_messages(row["conversations"], "conversations"))
+    prompt = parse_turns(row["conversations"], "conversations")
     answers = _sharegpt_answer(row, "chosen"), _sharegpt_answer(row, "rejected")
-    return Ranking(prompt, answers, FIRST, rest(row, "conversations", "chosen", "rejected", "system"))
-
-
-SCORE_COLUMNS = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen-rating", "rejected-rating"),
-    ("chosen_rating", "rejected_rating"),
-)
-
-
-def _pair_scores(row: Row) -> tuple[float, float] | None:
-    metadata = row.get("metadata")
-    for place in (row, metadata if isinstance(metadata, dict) else {}):
-        for columns in SCORE_COLUMNS:
-            if all(place.get(column) is not None for column in columns):
-                return number_of(place, columns[0]), number_of(place, columns[1])
-    return None
-
-
-def has_pair_scores(row: Row) -> bool:
-    try:
-        return _pair_scores(row) is not None
-    except DataError:
-        return False
-
-
-def _last_text(value: Any) -> object:
-    return value[-1].get("content") if isinstance(value, list) and value and isinstance(value[-1], dict) else value
-
-
-def scored_preference(row: Row) -> Ranking | Drop:
-    """UltraFeedback binarized: if the scores are equal, it is chance which answer was called chosen."""
-    scores = _pair_scores(row)
-    if scores is None:
-        raise DataError("'score_chosen' and 'score_rejected' are missing", field="score_chosen")
-    for column in ("chosen", "rejected"):
-        if reason := why_unusable(_last_text(value_of(row, column))):
-            return Drop(reason)
-    prompt, *answers = preference_pair(row)
-    unclear = "scores contradict the choice" if scores[0] < scores[1] else None
-    meta = rest(row, "prompt", "chosen", "rejected", "messages", "margin")
-    return Ranking(prompt, answers, scores, meta, margin=row.get("margin"), unclear=unclear)
+    return Ranking(prompt, answers, FIRST, rest(row, "conversations", "chosen", "rejected"))
 
 
 # ---- OpenAI's

@@ -1,10 +1,11 @@
 """Shared by the readers of published formats: their results, and functions that extract parts of a row."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_schema.errors import DataError
+from data_schema.formats.general.transcripts import asked_in
 from data_schema.records import Message, Record, check_text, describe, parse_messages
 
 Row = Mapping[str, Any]
@@ -26,6 +27,10 @@ NumberedRows = Iterator[tuple[int, Row | DataError]]
 Gather = Callable[[NumberedRows], NumberedRows]
 
 
+def _nothing_else(row: Row) -> Collection[str]:
+    return ()
+
+
 class Format(NamedTuple):
     columns: frozenset[str]  # a row of this format has at least these ..
     looks_right: Callable[[Row], bool]  # .. and passes this
@@ -33,6 +38,10 @@ class Format(NamedTuple):
     # Rows of the file (with all `columns`) -> rows for the readers: rows that belong together merged into one, or the
     # items of a row as separate rows. DataErrors pass through. `skip` and `limit` count the resulting rows.
     gather: Gather | None = None
+    # Other columns of a row that the readers understand, and whether they judge how good an answer is. A column with
+    # meaning that a format does not read is refused or counted (meaning.py).
+    reads: Callable[[Row], Collection[str]] = _nothing_else
+    judges: bool = False
     header: tuple[str, ...] | None = None  # columns of a .tsv, for a format without a header line
 
 
@@ -57,7 +66,7 @@ def with_input(instruction: str, context: str) -> str:
 
 # Stanford's template, filled, up to the answer.
 _FILLED = (
-    r"\s*Below is an instruction that describes a task.*?### Instruction:\s*(?P<instruction>.*?)"
+    r"\s*(?:Below is an instruction that describes a task.*?)?### Instruction:\s*(?P<instruction>.*?)"
     r"(?:\n\s*### Input:\s*(?P<input>.*?))?\n\s*### Response:"
 )
 FILLED_PROMPT = re.compile(_FILLED + r"\s*", re.DOTALL)
@@ -74,7 +83,8 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
     """The column `prompt`, which is text or messages."""
     if isinstance(row.get("prompt"), list):
         return parse_messages(row["prompt"], "prompt")
-    return (Message("user", unwrapped(text_of(row, "prompt"))),)
+    text = text_of(row, "prompt")
+    return asked_in(text) or (Message("user", unwrapped(text)),)
 
 
 def spread(column: str) -> Gather:

@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from data_schema.errors import DataError
-from data_schema.formats.parts import Drop, Origin, Outcome, Row, prompt_of, rest, text_of
-from data_schema.records import Comparison, Demonstration, Message, Prompt, describe, normalise, parse_messages
+from data_schema.formats.general.choices import margin_of, pair_of, used_by_prompt, why_undecided
+from data_schema.formats.parts import Drop, Origin, Outcome, Row, rest, text_of
+from data_schema.records import Comparison, Demonstration, Message, Prompt, normalise
 
 # ---- Anthropic HH-RLHF: two transcripts
 
@@ -77,56 +77,30 @@ def hh_prompt(row: Row, origin: Origin) -> Outcome:
 # ---- preference: chosen and rejected as text or messages, with the prompt in its own column or inside both
 
 
-def _answer_of(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tuple[tuple[Message, ...], str]:
-    """(prompt, answer) of column `chosen` or `rejected`; `prompt` is the prompt column's, if there is one."""
-    if not isinstance(row.get(column), list):
-        if prompt is None:
-            raise DataError(f"'{column}' must be a list of messages, found {describe(row.get(column))}", field=column)
-        return prompt, text_of(row, column)
-    messages = parse_messages(row[column], column)
-    if not messages or messages[-1].role != "assistant":
-        raise DataError(f"'{column}' must end with the assistant", field=column)
-    inside, answer = messages[:-1], messages[-1].content
-    if not inside and prompt is not None:
-        return prompt, answer
-    # A text prompt may be only one turn of the conversation (Tulu, UltraFeedback): use the messages if they contain it.
-    repeats = prompt is None or inside == prompt or (isinstance(row["prompt"], str) and prompt[0] in inside)
-    if not repeats:
-        raise DataError(
-            f"'{column}' starts with other messages than 'prompt'; leave only the answer in it", field=column
-        )
-    return inside, answer
-
-
-def preference_pair(row: Row) -> tuple[tuple[Message, ...], str, str]:
-    prompt = prompt_of(row) if row.get("prompt") is not None else None
-    chosen_prompt, chosen = _answer_of(row, "chosen", prompt)
-    rejected_prompt, rejected = _answer_of(row, "rejected", prompt)
-    if chosen_prompt != rejected_prompt:
-        raise DataError("'chosen' and 'rejected' may differ in the last message only", field="rejected")
-    return chosen_prompt, chosen, rejected
-
-
 def _preference_meta(row: Row) -> dict[str, Any]:
-    return rest(row, "prompt", "chosen", "rejected", "margin")
+    return rest(row, *used_by_prompt(row), "prompt", "chosen", "rejected", "margin")
 
 
 def preference_comparison(row: Row, origin: Origin) -> Outcome:
-    prompt, chosen, rejected = preference_pair(row)
+    if reason := why_undecided(row):
+        return Drop(reason)
+    prompt, chosen, rejected = pair_of(row, "chosen", "rejected")
     return Comparison(
         *origin,
         prompt=prompt,
         responses=(chosen, rejected),
         ranks=(1, 2),
-        margin=row.get("margin"),
+        margin=margin_of(row),
         meta=_preference_meta(row),
     )
 
 
 def preference_demonstration(row: Row, origin: Origin) -> Outcome:
-    prompt, chosen, _ = preference_pair(row)
+    if reason := why_undecided(row):
+        return Drop(reason)
+    prompt, chosen, _ = pair_of(row, "chosen", "rejected")
     return Demonstration(*origin, messages=(*prompt, Message("assistant", chosen)), meta=_preference_meta(row))
 
 
 def preference_prompt(row: Row, origin: Origin) -> Outcome:
-    return Prompt(*origin, prompt=preference_pair(row)[0], meta=_preference_meta(row))
+    return Prompt(*origin, prompt=pair_of(row, "chosen", "rejected")[0], meta=_preference_meta(row))

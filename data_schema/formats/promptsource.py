@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 from data_schema.errors import DataError, did_you_mean
 from data_schema.formats.parts import NumberedRows, Row
 from data_schema.locations import places
+from data_schema.templates import time_limit
 
 SEPARATOR = "|||"
 # Replaces a separator inside the data while a template is filled: a code point that is not a character.
 PROTECTED = "\ufdd0\ufdd0\ufdd0"
+LARGEST_PRODUCT = 10**7  # characters of a repeated text, bits of a power
 DRAW = "_draw"  # the variable that holds the row's random generator
 
 
@@ -51,7 +53,7 @@ def read_templates(where: str) -> list[PromptTemplate]:
     Loader.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_mapping(node, deep=True))
     try:
         content = yaml.load(path.read_text("utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a number too long
         told = " ".join(str(error).split())
         raise DataError(f"{path}: not YAML ({told}); fix it", field="promptsource") from None
     found = content.get("templates") if isinstance(content, dict) else None
@@ -88,19 +90,20 @@ def prompted(rows: Callable[[], NumberedRows], where: str, stem: str) -> Numbere
 
 def fill(template: PromptTemplate, row: Row, group: str) -> Row | DataError:
     """The row that `template` makes of `row`, which may have empty texts. A DataError if the template does not fit."""
-    import jinja2
-
     seed = json.dumps([template.name, row], sort_keys=True, default=str)
     values: dict[str, Any] = {key: _replaced(value, SEPARATOR, PROTECTED) for key, value in row.items()}
     values[DRAW] = random.Random(seed)
     choices: list[str] | None = None
     try:
-        if template.answer_choices:
-            choices = [part.strip() for part in _rendered(template.answer_choices, values).split(SEPARATOR)]
-        parts = _rendered(template.jinja, values | {"answer_choices": choices}).split(SEPARATOR)
-    except (jinja2.TemplateError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        with time_limit(f"filling template '{template.name}' with row {group}"):
+            if template.answer_choices:
+                choices = [part.strip() for part in _rendered(template.answer_choices, values).split(SEPARATOR)]
+            parts = _rendered(template.jinja, values | {"answer_choices": choices}).split(SEPARATOR)
+    except DataError:
+        raise
+    except Exception as error:  # a template is a program, which can raise any error
         return DataError(
-            f"template '{template.name}' cannot be filled ({error}){_lacking(template, row)}",
+            f"template '{template.name}' cannot be filled ({error or type(error).__name__}){_lacking(template, row)}",
             field="promptsource",
             reason=f"template '{template.name}' cannot be filled",
         )
@@ -121,28 +124,49 @@ def fill(template: PromptTemplate, row: Row, group: str) -> Row | DataError:
 
 
 @cache
-def _compiled(source: str) -> Any:
+def _environment() -> Any:
     import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-    # Templates are not trusted: the sandbox gives them access to the row only.
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Gives templates, which are not trusted, access to the row only, and refuses sizes that fill the memory."""
+
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            texts = [value for value in (left, right) if hasattr(value, "__len__")]
+            numbers = [value for value in (left, right) if isinstance(value, int)]
+            size = len(texts[0]) * numbers[0] if texts and numbers else 0
+            if operator == "**" and len(numbers) == 2:
+                size = left.bit_length() * right
+            if size > LARGEST_PRODUCT:
+                raise SecurityError(f"'{operator}' would give a result of more than {LARGEST_PRODUCT}")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Sandbox(undefined=jinja2.StrictUndefined)
+    del environment.globals["lipsum"]  # text of any length
     environment.globals["zip"] = zip
     environment.filters["choice"] = jinja2.pass_context(lambda context, items: context[DRAW].choice(items))
     environment.filters["most_frequent"] = _most_frequent
-    return environment.from_string(source)
+    return environment
+
+
+@cache
+def _compiled(source: str) -> Any:
+    return _environment().from_string(source)
 
 
 def _lacking(template: PromptTemplate, row: Row) -> str:
     """'; the row lacks ..' with the template's columns that are missing from the row, or ''."""
-    import jinja2
     from jinja2 import meta
 
+    names: set[str] = set()
     try:
-        trees = [jinja2.Environment().parse(source or "") for source in (template.jinja, template.answer_choices)]
-    except jinja2.TemplateError:
+        for source in (template.jinja, template.answer_choices or ""):
+            names |= meta.find_undeclared_variables(_environment().parse(source))
+    except Exception:  # it cannot be read, as the error says already
         return ""
-    lacking = set[str]().union(*map(meta.find_undeclared_variables, trees)) - row.keys() - {"answer_choices", "zip"}
+    lacking = names - row.keys() - {"answer_choices", "zip"}
     return f"; the row lacks {', '.join(sorted(lacking))}" if lacking else ""
 
 

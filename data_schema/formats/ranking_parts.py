@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from data_schema.errors import DataError
+from data_schema.formats.meaning import is_empty, meanings
 from data_schema.formats.parts import Drop, Gather, NumberedRows, Origin, Outcome, Reader, Row
-from data_schema.records import Comparison, Demonstration, Message, Prompt, Record, describe
+from data_schema.records import Comparison, Demonstration, Message, Prompt, Record, check_text, describe
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class Ranking(NamedTuple):
     labeler: str | None = None
     margin: float | None = None
     unclear: str | None = None  # why the better answer is unknown; scores are then ignored
+    none_good: str | None = None  # why even the best answer must not be imitated
 
 
 Read = Callable[[Row], Ranking | Drop | Sequence[Ranking | Drop]]
@@ -77,6 +79,16 @@ def objects_of(row: Row, column: str) -> list[Row]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DataError(f"'{column}' must be a list of objects, found {describe(value)}", field=column)
     return value
+
+
+def system_of(row: Row) -> str | None:
+    """The system prompt that a column of its own holds. Raises DataError for one that is no text, and for two."""
+    found = [column for column, value in row.items() if "system" in meanings(column) and not is_empty(value)]
+    for column in found:
+        check_text(row[column], column)
+    if len({row[column].strip() for column in found}) > 1:
+        raise DataError(f"two columns hold a system prompt, {found[0]} and {found[1]}; remove one", field=found[1])
+    return row[found[0]] if found else None
 
 
 def group_of(value: object) -> str | None:
@@ -155,6 +167,8 @@ def _demonstration(ranking: Ranking, origin: Origin) -> list[Record | Drop]:
     """The best answer, the first one if several are equal; a single answer needs no score."""
     if ranking.unclear:
         return [Drop(ranking.unclear)]
+    if ranking.none_good:
+        return [Drop(ranking.none_good)]
     scores = [score for score in ranking.scores if score is not None]
     if len(scores) > 1 and len(set(scores)) == 1:
         return [Drop("tie")]
@@ -215,7 +229,7 @@ def gather_by(key: Callable[[Row], Hashable]) -> Gather:
                 alone.append((number, row))
                 continue
             try:
-                name = key(row)
+                name = system_of(row), key(row)
             except DataError:
                 alone.append((number, row))
                 continue

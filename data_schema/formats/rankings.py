@@ -4,10 +4,10 @@ from itertools import combinations
 
 from data_schema.errors import DataError
 from data_schema.formats.alpaca import alpaca_turns
-from data_schema.formats.parts import Drop, Row, prompt_of, rest, text_of
+from data_schema.formats.parts import Drop, Origin, Outcome, Row, prompt_of, rest, text_of
 from data_schema.formats.preference import hh_transcript
 from data_schema.formats.ranking_parts import Ranking, number_of, objects_of, value_of
-from data_schema.records import Message, check_list, describe
+from data_schema.records import Comparison, Message, Prompt, check_list, describe
 
 
 def nectar(row: Row) -> Ranking | Drop:
@@ -113,3 +113,27 @@ def reward_bench_2(row: Row) -> Ranking:
     chosen, rejected = check_list(row["chosen"], "chosen"), check_list(row["rejected"], "rejected")
     scores = [1.0] * len(chosen) + [0.0] * len(rejected)
     return Ranking(prompt_of(row), [*chosen, *rejected], scores, rest(row, "prompt", "chosen", "rejected"))
+
+
+# ---- our own columns
+
+
+def ranked_comparison(row: Row, origin: Origin) -> Outcome:
+    responses = check_list(row["responses"], "responses")
+    ranks = check_list(row["ranks"], "ranks")
+    meta = rest(row, "prompt", "responses", "ranks", "margin", "labeler", "group")
+    return Comparison(
+        *origin,
+        prompt=prompt_of(row),
+        responses=tuple(responses),
+        ranks=tuple(ranks),
+        labeler=row.get("labeler"),
+        margin=row.get("margin"),
+        group=row.get("group"),
+        meta=meta,
+    )
+
+
+def ranked_prompt(row: Row, origin: Origin) -> Outcome:
+    meta = rest(row, "prompt", "responses", "ranks", "margin", "labeler", "group")
+    return Prompt(*origin, prompt=prompt_of(row), group=row.get("group"), meta=meta)

@@ -1,6 +1,6 @@
 """Published formats: functions that turn a row into one kind of record, and the table by which formats are recognised.
 
-To add a format: write `name_kind(row, origin)` and add a row to FORMATS. A function returns a record, a `Drop` for a
+To add a format: write `name_kind(row, origin)` and add a row to PUBLISHED. A function returns a record, a `Drop` for a
 known flaw of the format (always dropped and counted), or a list of these if one row contains several records (a tree,
 a task file). It raises DataError for everything else that is wrong. Columns without a field go into `meta`.
 """
@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from data_schema.errors import DataError, did_you_mean
-from data_schema.formats import alpaca, dialogues, instructions, preference
-from data_schema.formats.comparisons import COMPARISON_FORMATS
+from data_schema.formats import alpaca, dialogues, instructions, preference, rankings
+from data_schema.formats.comparisons import COMPARISON_FORMATS, GENERAL_COMPARISONS
 from data_schema.formats.dialogues import DIALOGUE_FORMATS
-from data_schema.formats.gathered import is_judged
+from data_schema.formats.general import single
+from data_schema.formats.general.choices import read_by_choice
+from data_schema.formats.general.columns import history_of, question_columns
+from data_schema.formats.general.framed import framed
+from data_schema.formats.general.transcripts import answer_after
 from data_schema.formats.instructions import INSTRUCTION_FORMATS
 from data_schema.formats.parts import Drop, Format, Origin, Outcome, Reader, Row, prompt_of, rest, text_of
+from data_schema.formats.ranking_parts import readers
+from data_schema.messages import check_learned
 from data_schema.records import (
     KIND_NAMES,
     Comparison,
@@ -24,7 +30,6 @@ from data_schema.records import (
     Message,
     Prompt,
     R,
-    check_list,
     parse_messages,
     prompt_messages,
 )
@@ -56,6 +61,7 @@ def _own_prompt(row: Row, origin: Origin) -> Outcome:
 
 
 def messages_demonstration(row: Row, origin: Origin) -> Outcome:
+    check_learned(row["messages"], "messages")
     messages = parse_messages(row["messages"], "messages")
     return Demonstration(*origin, messages=messages, meta=rest(row, "messages"))
 
@@ -85,37 +91,19 @@ def prompt_completion_demonstration(row: Row, origin: Origin) -> Outcome:
             text = text.rstrip().removesuffix(GPT3_END).strip()
             if not text:
                 return Drop("empty completion")  # some of P3's templates exclude rows this way
+        if isinstance(row["prompt"], str):
+            text = answer_after(row["prompt"], text)
         answer = (Message("assistant", text),)
-    return Demonstration(*origin, messages=(*_asked(row), *answer), meta=rest(row, "prompt", "completion"))
+    return Demonstration(*origin, messages=(*_asked(row), *answer), meta=rest(row, "prompt", "completion", "history"))
 
 
 def _asked(row: Row) -> tuple[Message, ...]:
-    return prompt_of({**row, "prompt": text_of(row, "prompt").strip()} if _is_gpt3(row) else row)
+    asked = prompt_of({**row, "prompt": text_of(row, "prompt").strip()} if _is_gpt3(row) else row)
+    return (*history_of(row), *asked)
 
 
 def prompt_only(row: Row, origin: Origin) -> Outcome:
-    return Prompt(*origin, prompt=_asked(row), meta=rest(row, "prompt", "completion"))
-
-
-def ranked_comparison(row: Row, origin: Origin) -> Outcome:
-    responses = check_list(row["responses"], "responses")
-    ranks = check_list(row["ranks"], "ranks")
-    meta = rest(row, "prompt", "responses", "ranks", "margin", "labeler", "group")
-    return Comparison(
-        *origin,
-        prompt=prompt_of(row),
-        responses=tuple(responses),
-        ranks=tuple(ranks),
-        labeler=row.get("labeler"),
-        margin=row.get("margin"),
-        group=row.get("group"),
-        meta=meta,
-    )
-
-
-def ranked_prompt(row: Row, origin: Origin) -> Outcome:
-    meta = rest(row, "prompt", "responses", "ranks", "margin", "labeler", "group")
-    return Prompt(*origin, prompt=prompt_of(row), group=row.get("group"), meta=meta)
+    return Prompt(*origin, prompt=_asked(row), meta=rest(row, "prompt", "completion", "history"))
 
 
 def text_document(row: Row, origin: Origin) -> Outcome:
@@ -125,13 +113,17 @@ def text_document(row: Row, origin: Origin) -> Outcome:
 # ---- which format is which
 
 
-def _has_no_verdict(row: Row) -> bool:
-    """False if a column marks single answers as good or bad (KTO), since the bad ones are not demonstrations."""
-    return not is_judged(row)
+def _is_messages(row: Row) -> bool:
+    turns = row["messages"]
+    return not (isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" not in turns[0])
 
 
 def _is_hh(row: Row) -> bool:
     return isinstance(row["chosen"], str) and row["chosen"].startswith("\n\nHuman:") and "prompt" not in row
+
+
+def _is_text_pair(row: Row) -> bool:
+    return all(row[column] is None or isinstance(row[column], str) for column in ("chosen", "rejected"))
 
 
 def _any(row: Row) -> bool:
@@ -139,10 +131,13 @@ def _any(row: Row) -> bool:
 
 
 # The first format that fits a row wins, so those that need more columns come before those that need fewer.
-FORMATS: dict[str, Format] = {
-    "records": Format(
-        frozenset({"id", "source"}), _is_own, {**{kind: _own(kind) for kind in KIND_NAMES}, Prompt: _own_prompt}
-    ),
+PREFERENCE_READERS: dict[type, Reader] = {
+    Comparison: preference.preference_comparison,
+    Demonstration: preference.preference_demonstration,
+    Prompt: preference.preference_prompt,
+}
+OWN = Format(frozenset({"id", "source"}), _is_own, {**{kind: _own(kind) for kind in KIND_NAMES}, Prompt: _own_prompt})
+PUBLISHED: dict[str, Format] = {
     "hh": Format(
         frozenset({"chosen", "rejected"}),
         _is_hh,
@@ -151,56 +146,68 @@ FORMATS: dict[str, Format] = {
             Demonstration: preference.hh_demonstration,
             Prompt: preference.hh_prompt,
         },
+        judges=True,
     ),
     **COMPARISON_FORMATS,
     "alpaca_preference": Format(
         frozenset({"instruction", "chosen", "rejected"}),
-        _any,
+        _is_text_pair,
         {Comparison: alpaca.alpaca_preference, Demonstration: alpaca.alpaca_chosen, Prompt: alpaca.alpaca_prompt},
+        reads=lambda row: ("input", "history", "output", "text", "margin"),
+        judges=True,
     ),
-    "alpaca_ranking": Format(
-        frozenset({"instruction", "output"}),
-        lambda row: isinstance(row["output"], list),
-        {Comparison: alpaca.alpaca_ranking, Demonstration: alpaca.alpaca_best, Prompt: alpaca.alpaca_prompt},
-    ),
-    "alpaca": Format(
-        frozenset({"instruction", "output"}), _has_no_verdict, alpaca.instruction_readers("input", "output")
-    ),
-    **INSTRUCTION_FORMATS,
     "preference": Format(
         frozenset({"prompt", "chosen", "rejected"}),
-        _any,
-        {
-            Comparison: preference.preference_comparison,
-            Demonstration: preference.preference_demonstration,
-            Prompt: preference.preference_prompt,
-        },
+        lambda row: row["prompt"] is not None,
+        PREFERENCE_READERS,
+        reads=read_by_choice,
+        judges=True,
     ),
     "preference_implicit": Format(
         frozenset({"chosen", "rejected"}),
-        lambda row: isinstance(row["chosen"], list),
-        {
-            Comparison: preference.preference_comparison,
-            Demonstration: preference.preference_demonstration,
-            Prompt: preference.preference_prompt,
-        },
+        lambda row: isinstance(row["chosen"], list) and not question_columns(row),
+        PREFERENCE_READERS,
+        reads=read_by_choice,
+        judges=True,
     ),
     "ranked": Format(
-        frozenset({"prompt", "responses", "ranks"}), _any, {Comparison: ranked_comparison, Prompt: ranked_prompt}
+        frozenset({"prompt", "responses", "ranks"}),
+        _any,
+        {Comparison: rankings.ranked_comparison, Prompt: rankings.ranked_prompt},
+        reads=lambda row: ("margin", "labeler", "group"),
+        judges=True,
     ),
+    **GENERAL_COMPARISONS,
     **DIALOGUE_FORMATS,
     "messages": Format(
-        frozenset({"messages"}), _has_no_verdict, {Demonstration: messages_demonstration, Prompt: messages_prompt}
+        frozenset({"messages"}), _is_messages, {Demonstration: messages_demonstration, Prompt: messages_prompt}
     ),
+    "conversation": Format(frozenset(), single.is_talk, single.TALK_READERS, reads=single.read_by_talk),
+    "alpaca_ranking": Format(
+        frozenset({"instruction", "output"}),
+        lambda row: isinstance(row["output"], list),
+        readers(alpaca.alpaca_ranking),
+        reads=lambda row: ("input", "history", "text"),
+        judges=True,
+    ),
+    "alpaca": Format(
+        frozenset({"instruction", "output"}),
+        _any,
+        alpaca.instruction_readers("input", "output"),
+        reads=lambda row: ("input", "history", "text"),
+    ),
+    **INSTRUCTION_FORMATS,
     "prompt_completion": Format(
-        frozenset({"prompt", "completion"}),
-        _has_no_verdict,
-        {Demonstration: prompt_completion_demonstration, Prompt: prompt_only},
+        frozenset({"prompt", "completion"}), _any, {Demonstration: prompt_completion_demonstration, Prompt: prompt_only}
     ),
     "prompt_response": Format(
-        frozenset({"prompt", "response"}), _has_no_verdict, instructions.pair_readers("prompt", "response")
+        frozenset({"prompt", "response"}),
+        _any,
+        instructions.pair_readers("prompt", "response"),
+        reads=instructions.reads_history,
     ),
-    "prompt": Format(frozenset({"prompt"}), _has_no_verdict, {Prompt: prompt_only}),
+    "pair": Format(frozenset(), single.is_pair, single.PAIR_READERS, reads=single.read_by_single),
+    "prompt": Format(frozenset({"prompt"}), _any, {Prompt: prompt_only}, reads=instructions.reads_history),
     "alpaca_text": Format(
         frozenset({"text"}),
         alpaca.is_alpaca_text,
@@ -211,8 +218,10 @@ FORMATS: dict[str, Format] = {
         dialogues.is_guanaco_text,
         {Demonstration: dialogues.guanaco_demonstration, Prompt: dialogues.guanaco_prompt},
     ),
+    "transcript": Format(frozenset({"text"}), single.is_transcript, single.TRANSCRIPT_READERS),
     "text": Format(frozenset({"text"}), _any, {Document: text_document}),
 }
+FORMATS: dict[str, Format] = {"records": OWN, **{name: framed(form) for name, form in PUBLISHED.items()}}
 
 
 def check_format_name(name: str) -> None:
@@ -230,7 +239,9 @@ def recognise(row: Row) -> str:
     headless = [name for name, form in FORMATS.items() if form.header and len(form.header) == len(row)]
     hint = f" ({' or '.join(headless)} for a .tsv without a header line)" if headless else ""
     shown = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in row)
-    near = sorted(FORMATS, key=lambda name: -len(FORMATS[name].columns & row.keys()) / len(FORMATS[name].columns))[:3]
+    near = sorted(
+        FORMATS, key=lambda name: -len(FORMATS[name].columns & row.keys()) / max(1, len(FORMATS[name].columns or row))
+    )[:3]
     wanted = "; ".join(f"{name}: {', '.join(sorted(FORMATS[name].columns))}" for name in near)
     raise DataError(
         f"no known format has the columns {shown or '(none)'} with such values; rename them to match a format of"
@@ -259,12 +270,12 @@ def recognise_cells(cells: Sequence[str]) -> str | None:
 
 def reader_for(name: str, kind: type[R]) -> Reader:
     """The function that reads rows of format `name` as `kind`. Raises DataError if the format does not provide it."""
-    readers = FORMATS[name].readers
-    if kind not in readers:
+    able_to = FORMATS[name].readers
+    if kind not in able_to:
         able = [other for other, form in FORMATS.items() if kind in form.readers]
         raise DataError(
-            f"format '{name}' gives {' or '.join(KIND_NAMES[k] for k in readers)}, not {KIND_NAMES[kind]};"
+            f"format '{name}' gives {' or '.join(KIND_NAMES[k] for k in able_to)}, not {KIND_NAMES[kind]};"
             f" use one of {', '.join(able)}",
             field="format",
         )
-    return readers[kind]
+    return able_to[kind]

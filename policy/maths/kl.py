@@ -12,6 +12,7 @@ from torch import Tensor
 from policy.maths.masks import check_mask, last_token_index
 
 KlKind = Literal["k1", "k2", "k3"]
+SMALLEST_STEP = 0.1  # of the adaptive coefficient, in one update
 
 
 class TokenRewards(NamedTuple):
@@ -22,15 +23,15 @@ class TokenRewards(NamedTuple):
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlKind) -> Tensor:
     """Estimate KL(policy || reference) per token, in nats, from tokens sampled by the policy. Same shape in and out.
 
-    With x = log reference - log policy: k1 = -x (unbiased, either sign), k2 = x^2 / 2 (biased, never negative),
-    k3 = e^x - 1 - x (unbiased, never negative). Source: Schulman, "Approximating KL divergence"."""
-    x = ref_logprobs - logprobs
+    With x = log policy - log reference: k1 = x (unbiased, either sign), k2 = x^2 / 2 (biased, never negative),
+    k3 = e^-x - 1 + x (unbiased, never negative). Source: Schulman, "Approximating KL divergence"."""
+    x = logprobs - ref_logprobs
     if kind == "k1":
-        return -x
+        return x
     if kind == "k2":
         return 0.5 * x**2
     if kind == "k3":
-        return x.expm1() - x
+        return (-x).expm1() + x
     raise ValueError(f"there is no KL estimator '{kind}'; choose k1, k2 or k3.")
 
 
@@ -67,7 +68,8 @@ def replace_score_without_eos(scores: Tensor, found_eos: Tensor, penalty_score: 
 def adaptive_kl_coef(coef: float, observed_kl: float, target: float, horizon: float, n_episodes: int) -> float:
     """Update the coefficient after a batch of `n_episodes` whose mean sequence KL (nats) was `observed_kl`.
 
-    Changes by at most 20 % per `horizon` episodes to steer the KL towards `target`. Source: Ziegler 2019, section 2.2.
-    """
+    Changes by at most 20 % per `horizon` episodes to steer the KL towards `target`, and falls at most to a tenth in one
+    update: without this limit a batch of five horizons or more would make it 0 or negative. Source: Ziegler 2019,
+    section 2.2."""
     error = min(max(observed_kl / target - 1.0, -0.2), 0.2)
-    return coef * (1.0 + error * n_episodes / horizon)
+    return coef * max(1.0 + error * n_episodes / horizon, SMALLEST_STEP)

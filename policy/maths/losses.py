@@ -5,6 +5,7 @@ to one of several processes: every result is then a sum over this part divided b
 result of the whole step, whatever their lengths. Without it the batch is the whole step.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -52,8 +53,9 @@ def policy_token_losses(
 ) -> tuple[Tensor, Tensor]:
     """-> (loss per token, True where the clipped term is strictly larger), each (batch, response); padding 0, False."""
     check_mask(new_logprobs, response_mask)
-    # Mask before exp: an overflow on padding would turn the gradient of real tokens into NaN.
-    ratio = torch.where(response_mask, new_logprobs - old_logprobs, 0.0).exp()
+    # Mask before exp, and stop short of its overflow: infinity times a gradient or advantage of 0 would be NaN.
+    log_ratio = torch.where(response_mask, new_logprobs - old_logprobs, 0.0)
+    ratio = log_ratio.clamp(max=math.log(torch.finfo(log_ratio.dtype).max) - 1).exp()
     advantages = torch.where(response_mask, advantages, 0.0)
     unclipped_loss = -ratio * advantages
     clipped_loss = -ratio.clamp(1 - clip_range, 1 + clip_range) * advantages

@@ -3,6 +3,7 @@
 With masks from token ids, an EOS token that is also the padding token would silently be left out of the loss.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,14 +42,22 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return real.cumsum(dim=-1) - real
 
 
-def truncate_after_token(responses: Tensor, token: int, pad_id: int, first_index: int = 0) -> Truncation:
-    """Keep each response up to and including the first `token` at index >= `first_index`; pad the rest.
+def is_stop(ids: Tensor, stop_ids: Sequence[int]) -> Tensor:
+    """True where an id is one of the stop tokens; same shape."""
+    stops = torch.zeros_like(ids, dtype=torch.bool)
+    for stop in stop_ids:
+        stops |= ids == stop
+    return stops
 
-    A response without the token stays whole and has `found` False. `pad_id` may equal `token`, since lengths, not ids,
-    mark the end. Source: lm-human-preferences `postprocess_fn_from_hparams`."""
+
+def truncate_after_token(responses: Tensor, stop_ids: Sequence[int], pad_id: int, first_index: int = 0) -> Truncation:
+    """Keep each response up to and including the first of `stop_ids` at index >= `first_index`; pad the rest.
+
+    A response without a stop token stays whole and has `found` False. `pad_id` may be a stop token, since lengths, not
+    ids, mark the end. Source: lm-human-preferences `postprocess_fn_from_hparams`."""
     width = responses.shape[-1]
     index = torch.arange(width, device=responses.device)
-    stops = (responses == token) & (index >= first_index)
+    stops = is_stop(responses, stop_ids) & (index >= first_index)
     found = stops.any(dim=-1)
     lengths = torch.where(stops, index + 1, width).amin(dim=-1)
     return Truncation(responses.masked_fill(~mask_from_lengths(lengths, width), pad_id), lengths, found)

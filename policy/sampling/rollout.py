@@ -5,30 +5,36 @@ Rows are [prompt padded on the left | response padded on the right], so that eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from policy.body import head_of, logits_of_states
 from policy.encoding import pad
 from policy.maths.logprobs import TokenLogprobs, token_logprobs_from_hidden
 from policy.maths.masks import mask_from_lengths
 from policy.memory.heap import give_back_free_memory
-from policy.packing import states_of_sequences
+from policy.packing import equal_groups
 from policy.precision import reads_model
+from policy.reading import reading_of
 from policy.sampling.generate import sample_responses
+from policy.special_tokens import hidden_ids, mask_ids
+from policy.states import states_of_sequences
 
 
 class Rollout(NamedTuple):
-    """Prompts and responses; all tensors (batch, ...). `response_mask` marks a response's real tokens, EOS included."""
+    """Prompts and responses; all tensors (batch, ...). `response_mask` marks a response's real tokens, the
+    stop token included."""
 
     prompts: Tensor  # (batch, prompt) ids
     prompt_mask: Tensor  # (batch, prompt) True on real tokens
     responses: Tensor  # (batch, response) ids
     response_mask: Tensor  # (batch, response) True on real tokens
-    ended: Tensor  # (batch,) True if the policy ended the answer with EOS
+    ended: Tensor  # (batch,) True if the policy ended the answer with a stop token
 
     @property
     def lengths(self) -> Tensor:
@@ -65,7 +71,7 @@ def collect_rollout(
     max_new_tokens: int,
     temperature: float,
     batch_size: int,
-    eos_id: int,
+    stop_ids: Sequence[int],
     pad_id: int,
     rng: torch.Generator,
     answers_each: int = 1,
@@ -80,7 +86,12 @@ def collect_rollout(
     tokens = torch.full((n, max_new_tokens), pad_id, device=device)
     lengths = torch.zeros(n, dtype=torch.long, device=device)
     ended = torch.zeros(n, dtype=torch.bool, device=device)
-    for asked in order.split(max(1, batch_size // answers_each)):
+    at_once = max(1, batch_size // answers_each)
+    batches = order.split(at_once)
+    if reading_of(model, prompt_ids.shape[1] + max_new_tokens).cache == "equal":
+        groups = equal_groups(prompt_mask.sum(1).tolist(), at_once)
+        batches = tuple(torch.tensor(group, device=device) for group in groups)
+    for asked in batches:
         width = int(prompt_mask[asked].sum(1).max())
         answers = sample_responses(
             model,
@@ -88,7 +99,7 @@ def collect_rollout(
             prompt_mask[asked, -width:],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            eos_id=eos_id,
+            stop_ids=stop_ids,
             pad_id=pad_id,
             rng=rng,
             answers_each=answers_each,
@@ -112,10 +123,20 @@ def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop
     return states_of_sequences(model, ids, mask.sum(1), start, stop)
 
 
-def output_head(model: PreTrainedModel) -> Tensor | torch.nn.Module:
-    """The projection to logits, as a bare weight if it has no bias: log-probabilities from a weight are cheaper."""
-    head = model.get_output_embeddings()
-    return head.weight if type(head) is torch.nn.Linear and head.bias is None else head
+def output_head(model: PreTrainedModel) -> Tensor | Callable[[Tensor], Tensor]:
+    """The projection to logits, as a bare weight if it has no bias: log-probabilities from a weight are cheaper.
+
+    Ids without a token have no probability: rows at the end are cut off, others get the logit -inf."""
+    whole = reading_of(model, longest=0).logits == "own forward"
+    head = partial(logits_of_states, model) if whole else head_of(model)
+    hidden = hidden_ids(model)
+    if not hidden:
+        return head
+    if isinstance(head, Tensor):
+        if hidden[0] + len(hidden) == len(head):
+            return head[: hidden[0]]
+        head = partial(torch.nn.functional.linear, weight=head)
+    return lambda states: mask_ids(head(states), hidden)
 
 
 @reads_model

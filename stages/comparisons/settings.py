@@ -19,12 +19,14 @@ class ComparisonsConfig:
     """Prompts to answer and rank."""
     labeler: JudgePath
     """Labeler, as "module:function"; the answers are ranked by the "gold" score it returns, highest first."""
+    sft: str | None = None
+    """Model that answers: a name in the store, or a directory; null: this recipe's SFT model."""
     answers_per_prompt: int = 4
     """K, the answers sampled to each prompt."""
     label_noise: float = 0.0
     """Probability that two groups of answers adjacent in rank are swapped, to imitate human errors; 0: no noise."""
     tie_margin: float = 0.0
-    """Answers whose gold scores differ by less than this share a rank; 0: no ties."""
+    """Answers whose gold scores differ by less than this share a rank; 0: only equal scores do."""
     held_out_prompts: int = 0
     """Number of prompts, taken from the end, whose comparisons are held out; their labels have no noise."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -10,17 +10,19 @@ import random
 from collections import Counter
 
 import torch
-from tqdm import tqdm
 
 from data_schema import Comparison, Prompt, load_all, write_records
 from policy.encoding import decode_responses, encode_prompts
 from policy.language_model import LanguageModel, choose_device, load_language_model
 from stages.answering import sample_answers
 from stages.comparisons.settings import ComparisonsConfig
+from stages.doubts import few_ends, rows_lost, warn
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account
 from stages.judging import Judge, gold_score, load_judge
+from stages.progress import progress
 
+TOO_FEW, ALL_TIE = "fewer than two answers that differ", "all answers tie"
 CHUNK = 1024  # prompts answered between updates of the progress bar
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl.gz", "held_out.jsonl.gz"
 
@@ -40,12 +42,13 @@ def run(config: ComparisonsConfig, job: Job) -> StageResult:
     first_held_out = len(prompts) - config.held_out_prompts
 
     kept: list[Comparison] = []
-    n_train, n_pairs = 0, 0
+    n_train, n_pairs, n_ended = 0, 0, 0
     dropped: Counter[str] = Counter()
-    with tqdm(total=len(prompts), desc="comparisons", unit="prompt") as bar:
+    with progress(total=len(prompts), desc="comparisons", unit="prompt") as bar:
         for start in range(0, len(prompts), CHUNK):
             batch = [prompts[i] for i in range(start, min(start + CHUNK, len(prompts)))]
-            answers = distinct_answers(batch, language_model, config, sampling_rng)
+            answers, ended = distinct_answers(batch, language_model, config, sampling_rng)
+            n_ended += ended
             for offset, (prompt, drawn) in enumerate(zip(batch, answers, strict=True)):
                 training = start + offset < first_held_out
                 noise = config.label_noise if training else 0.0
@@ -57,34 +60,57 @@ def run(config: ComparisonsConfig, job: Job) -> StageResult:
                     n_train += training
                     n_pairs += sum(a != b for i, a in enumerate(comparison.ranks) for b in comparison.ranks[i + 1 :])
             bar.update(len(batch))
+    ended_share = n_ended / (len(prompts) * config.answers_per_prompt)
+    fixes = how_to_keep(config, ended_share)
     if n_train == 0:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        raise ConfigError(
-            f"comparisons: no prompt gave answers to rank ({reasons}); raise comparisons.sampling.max_new_tokens"
-        )
+        main = dropped.most_common(1)[0][0] if dropped else TOO_FEW
+        raise ConfigError(f"comparisons: no prompt gave answers to rank ({reasons}); {fixes[main]}")
+    ends = few_ends("comparisons", ended_share, config.sampling.max_new_tokens, "comparisons.sampling")
+    warn(job.tracker, ends, rows_lost("comparisons.prompts", len(prompts), dropped, fixes))
 
     job.output.mkdir(parents=True)
     write_records(job.output / TRAIN_FILE, kept[:n_train])
     if n_train < len(kept):
         write_records(job.output / HELD_OUT_FILE, kept[n_train:])
-    metrics = {"comparisons": n_train, "held_out": len(kept) - n_train, "pairs": n_pairs, "dropped": dict(dropped)}
+    metrics = {
+        "comparisons": n_train,
+        "held_out": len(kept) - n_train,
+        "pairs": n_pairs,
+        "dropped": dict(dropped),
+        "eos_rate": ended_share,
+    }
     return StageResult(metrics, {"prompts": data_account(prompts)})
 
 
 def distinct_answers(
     prompts: list[Prompt], language_model: LanguageModel, config: ComparisonsConfig, rng: torch.Generator
-) -> list[list[str]]:
-    """For each prompt its distinct answers that ended with EOS, in sampling order."""
+) -> tuple[list[list[str]], int]:
+    """-> (each prompt's distinct answers that ended with a stop token, in sampling order; number of such answers)."""
     model, tokenizer = language_model
     ids = encode_prompts(tokenizer, [prompt.prompt for prompt in prompts])
     k = config.answers_per_prompt
     rollout = sample_answers(model, tokenizer, ids, config.sampling, rng, k)
     texts = decode_responses(tokenizer, rollout.responses, rollout.lengths)
     ended = rollout.ended.tolist()
-    return [
+    distinct = [
         list(dict.fromkeys(texts[i] for i in range(row * k, (row + 1) * k) if ended[i] and texts[i]))
         for row in range(len(prompts))
     ]
+    return distinct, sum(ended)
+
+
+def how_to_keep(config: ComparisonsConfig, ended_share: float) -> dict[str, str]:
+    """Reason why a prompt gave no comparison -> what to do about it."""
+    if ended_share < 0.5:
+        few = (
+            f"{1 - ended_share:.0%} of the answers were cut off: raise comparisons.sampling.max_new_tokens (here "
+            f"{config.sampling.max_new_tokens}), or train SFT until it ends its answers"
+        )
+    else:
+        few = "the answers are alike: raise comparisons.answers_per_prompt or comparisons.sampling.temperature"
+    margin = " or lower comparisons.tie_margin" if config.tie_margin else ""
+    return {TOO_FEW: few, ALL_TIE: f"let the labeler give finer scores{margin}"}
 
 
 def rank_answers(
@@ -93,16 +119,17 @@ def rank_answers(
     """A comparison, or the reason why there is none. Rank 1 is best; answers whose gold scores are within the tie
     margin of a group's best share its rank."""
     if len(answers) < 2:
-        return "fewer than two answers that differ"
+        return TOO_FEW
     gold = {answer: gold_score(labeler(prompt.meta, answer, True), config.labeler) for answer in answers}
     groups: list[list[str]] = []
     for answer in sorted(answers, key=gold.__getitem__, reverse=True):
-        if groups and gold[groups[-1][0]] - gold[answer] < config.tie_margin:
+        behind = gold[groups[-1][0]] - gold[answer] if groups else 0.0
+        if groups and (behind < config.tie_margin or behind == 0):
             groups[-1].append(answer)
         else:
             groups.append([answer])
     if len(groups) < 2:
-        return "all answers tie"
+        return ALL_TIE
     for place in range(len(groups) - 1):
         if rng.random() < noise:
             groups[place], groups[place + 1] = groups[place + 1], groups[place]

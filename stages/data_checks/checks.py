@@ -50,7 +50,8 @@ def script_of(text: str) -> str:
 
 
 class RowChecks:
-    """Counts problems over all rows passed to `look_at`."""
+    """Counts problems over all rows passed to `look_at`. Text that spells one of `special_tokens` is not counted as
+    another model's mark."""
 
     def __init__(self, special_tokens: Sequence[str] = ()) -> None:
         marks = sorted({re.escape(token) for token in special_tokens}, key=len, reverse=True)
@@ -70,7 +71,6 @@ class RowChecks:
         self._note("template_in_text", any(map(TEMPLATE_MARK.search, prompt)), record)
         ends = any(map(END_MARK.search, answers)) and not isinstance(record, Document)
         special = self._special is not None and self._special.search(whole) is not None
-        self._note("special_token_in_text", special, record)
         self._note("end_mark_in_text", ends and not special, record)
         self._note("broken_characters", BROKEN.search(whole) is not None, record)
         if isinstance(record, Comparison):
@@ -85,10 +85,6 @@ class RowChecks:
             "template_in_text": (
                 "have a chat template's marks in the prompt, which the template would add again",
                 "remove the marks, or read the file with a format that removes them",
-            ),
-            "special_token_in_text": (
-                "contain one of the tokenizer's special tokens in their text, which is read as that token",
-                "remove them from the text; an answer ends at its first EOS",
             ),
             "end_mark_in_text": (
                 "have another model's end mark in an answer, which would be trained as text",

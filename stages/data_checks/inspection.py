@@ -8,20 +8,26 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_schema import Comparison, Demonstration, Document, Record, Records, prompt_messages
 from data_schema import prompt_text as folded_prompt
 from data_schema.duplicates import THRESHOLD, Twin, near_duplicates, near_matches, repeated_rows, text_digest
+from data_schema.formats.meaning import meanings
 from data_schema.records import KIND_NAMES
 from stages.data_checks.checks import RowChecks
 from stages.data_checks.findings import EXAMPLES, Finding, Severity, one_line, worst_first
-from stages.data_checks.lengths import Lengths, add_words, histogram, length_findings, quantiles, token_lengths
+from stages.data_checks.lengths import Lengths, add_words, histogram, length_findings, quantiles
 from stages.data_checks.one_answer import one_answer_findings
+from stages.data_checks.row_tokens import token_lengths
 from stages.data_checks.tokenizer_checks import tokenizer_findings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+LOOKED_AT = 200  # rows, for an example of a column's content
 
 
 class Tokens(NamedTuple):
@@ -39,6 +45,7 @@ class Report:
     sources: tuple[str, ...]
     records: int
     dropped: Mapping[str, int]
+    unread: Mapping[str, int]  # column that the format does not read -> rows with content in it
     duplicates: int  # rows identical to an earlier one
     near_duplicates: int  # further rows that are nearly identical to an earlier one
     same_prompt: int  # rows with the same prompt as an earlier one
@@ -61,6 +68,7 @@ class Report:
             "sources": list(self.sources),
             "records": self.records,
             "dropped": dict(self.dropped),
+            "unread": dict(self.unread),
             "duplicates": self.duplicates,
             "near_duplicates": self.near_duplicates,
             "same_prompt": self.same_prompt,
@@ -86,9 +94,12 @@ def examine(
     tokens: Tokens | None = None,
     max_length: int | None = None,
     against: Records[Any] | None = None,
+    stops: str | None = None,
+    passed_over: str | None = None,
 ) -> Report:
     """Examine `records` and return the report. `max_length` is in tokens, or in words without a tokenizer. `against`
-    are other records, such as an evaluation set, which should have no prompt in common with `records`."""
+    are other records, such as an evaluation set, which should have no prompt in common with `records`. `stops` is the
+    error at which a run would stop, `passed_over` why the rows are not of a more specific kind."""
     checks = RowChecks(tokens.tokenizer.all_special_tokens if tokens else ())
     contents, prompts = array("Q"), array("Q")
     lengths = Lengths("words", array("q"), array("q"))
@@ -101,7 +112,10 @@ def examine(
     repeats, same_prompt = ([row for row, _ in repeated_rows(digests)] for digests in (contents, prompts))
     near = {twin.row for twin in near_duplicates(Texts(records, whole_text))}.difference(repeats)
 
-    found = _dropped_findings(records)
+    found = _dropped_findings(records, stops) + unread_findings(records)
+    if passed_over is not None:
+        text = f"the rows are read as {KIND_NAMES[records.kind]}, since nothing better could be read: {passed_over}"
+        found.append(Finding("warning", "kind", one_line(text, 400), "name the kind with --kind, or fix the rows"))
     found += _duplicate_findings(records, repeats, sorted(near), same_prompt) + checks.findings()
     found += one_answer_findings(records)
     if tokens is not None:
@@ -119,6 +133,7 @@ def examine(
         sources=tuple(sources),
         records=len(records),
         dropped=dict(sorted(records.dropped.items())),
+        unread=dict(sorted(records.unread.items())),
         duplicates=len(repeats),
         near_duplicates=len(near),
         same_prompt=len(same_prompt),
@@ -163,7 +178,8 @@ def leak_text(record: Record) -> str:
     return record.text if isinstance(record, Document) else "\n".join(m.content for m in prompt_messages(record))
 
 
-def _dropped_findings(records: Records[Any]) -> list[Finding]:
+def _dropped_findings(records: Records[Any], stops: str | None) -> list[Finding]:
+    """`stops` is the error at which a run would stop; without one, a run leaves out the same rows."""
     if not records.dropped:
         return []
     count = sum(records.dropped.values())
@@ -173,9 +189,39 @@ def _dropped_findings(records: Records[Any]) -> list[Finding]:
     if empty:
         text = f"{empty} of {len(records) + count} rows have an empty or blank text and are left out"
         found.append(Finding("warning", "empty_target", text, "fill or delete them", empty))
-    cure = "fix them, or set on_bad_row: drop in the recipe; otherwise a run stops at the first one"
     text = f"{count} of {len(records) + count} rows cannot be used ({one_line(reasons)})"
+    cure = "a run leaves them out and counts them, too"
+    if stops is not None:
+        cure = f"a run stops at the first one: {stops}"
     return [*found, Finding("warning", "dropped", text, cure, count)]
+
+
+def unread_findings(records: Records[Any]) -> list[Finding]:
+    """The columns that the format does not read, each with an example. Those whose name may say something about what
+    is to be learned are a warning."""
+    n = len(records)
+    groups: dict[Severity, list[str]] = {"warning": [], "note": []}
+    for column, count in sorted(records.unread.items()):
+        line = f"{column} ({count} of {max(n, count)} rows{_example(records, column)})"
+        groups["warning" if meanings(column) else "note"].append(line)
+    cure = "they stay in meta, which is not learned"
+    doubt = "; name a format that reads them, or remove them if they do not say what is to be learned"
+    return [
+        Finding(
+            severity,
+            "unread_columns",
+            f"format {records.format} does not read the columns {', '.join(lines)}",
+            cure + (doubt if severity == "warning" else ""),
+        )
+        for severity, lines in groups.items()
+        if lines
+    ]
+
+
+def _example(records: Records[Any], column: str) -> str:
+    values = (record.meta[column] for record in islice(records, LOOKED_AT) if column in record.meta)
+    value = next((value for value in values if value not in (None, "", [], {})), None)
+    return "" if value is None else f", such as {one_line(value, 40)}"
 
 
 def _duplicate_findings(

@@ -1,24 +1,19 @@
-"""Lengths of rows, in tokens as the stages encode them or in words, and findings from encoding every row."""
+"""Lengths of rows in words or tokens: counts, limits, quantiles."""
 
 from __future__ import annotations
 
 import re
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_schema import Comparison, Demonstration, Document, Message, Prompt, Record, Records, prompt_messages
-from stages.data_checks.findings import EXAMPLES, Finding, Severity
-from stages.data_checks.tokenizer_checks import encode_rows, refusal
+from stages.data_checks.findings import Finding, Severity
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from policy.encoding import Encoded
 
-BATCH = 500
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
 
 
@@ -58,79 +53,6 @@ def add_words(record: Record, lengths: Lengths) -> None:
     answers = [len(WORD.findall(talk[-1].content)) for talk in conversations(record) if talk[-1].role == "assistant"]
     lengths.whole.append(prompt + max(answers, default=0))
     lengths.answers.extend(answers)
-
-
-def token_lengths(
-    records: Sequence[Any], kind: type, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Lengths, list[Finding]]:
-    """-> (lengths in tokens as the stages encode them, findings from encoding every row)."""
-    lengths = Lengths("tokens", array("q"), array("q"))
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
-    unknown = seen = 0
-
-    def note(what: str, record: Record) -> None:
-        counts[what] += 1
-        examples.setdefault(what, []).append(record.id)
-        del examples[what][EXAMPLES:]
-
-    rest = iter(records)
-    while batch := list(islice(rest, BATCH)):
-        if kind is Document:
-            ids = tokenizer([record.text for record in batch], add_special_tokens=False, verbose=False)["input_ids"]
-            lengths.whole.extend(len(row) + 1 for row in ids)  # packing adds an EOS
-            seen, unknown = seen + sum(map(len, ids)), unknown + sum(row.count(tokenizer.unk_token_id) for row in ids)
-            continue
-        talks = [conversations(record) for record in batch]
-        encoded = iter(encode_rows(tokenizer, [talk for group in talks for talk in group]))
-        for record, group in zip(batch, talks, strict=True):
-            rows = list(islice(encoded, len(group)))
-            refused = [row for row in rows if isinstance(row, str)]
-            if refused:
-                note(refused[0], record)
-                continue
-            good = [row for row in rows if not isinstance(row, str)]
-            lengths.whole.append(max(len(row.ids) for row in good))
-            for row in good:
-                seen, unknown = seen + len(row.ids), unknown + row.ids.count(tokenizer.unk_token_id)
-                if kind is Prompt:
-                    continue
-                n = sum(learned(row, kind))
-                lengths.answers.append(n)
-                if n == 0:
-                    note("no mask", record)
-                elif row.ids[-1] != tokenizer.eos_token_id:
-                    note("no eos", record)
-                elif n == 1:
-                    note("only eos", record)
-    return lengths, _encoding_findings(counts, examples, unknown / max(seen, 1), len(records))
-
-
-def _encoding_findings(
-    counts: Mapping[str, int], examples: Mapping[str, list[str]], unknown: float, n: int
-) -> list[Finding]:
-    texts: dict[str, tuple[Severity, str, str, str]] = {
-        "no mask": ("error", "empty_mask", "no token has a loss, so nothing is learned", "delete these rows"),
-        "no eos": (
-            "error",
-            "eos_not_trained",
-            "an answer does not end with EOS",
-            "make eos_token a special token, so that it is never split",
-        ),
-        "only eos": ("warning", "empty_target", "an answer is only EOS", "give it text, or delete the row"),
-    }
-    found = []
-    for what, count in counts.items():
-        rows, shown = f"{count} of {n} rows", tuple(examples[what])
-        if what in texts:
-            severity, check, text, cure = texts[what]
-            found.append(Finding(severity, check, f"{rows}: {text}", cure, count, shown))
-        else:
-            found.append(refusal("error", rows, what, count, shown))
-    if unknown >= 0.001:
-        text = f"{unknown:.1%} of the tokens are not in the vocabulary"
-        found.append(Finding("warning", "unknown_tokens", text, "use a tokenizer that was made for such text"))
-    return found
 
 
 def length_findings(records: Records[Any], lengths: Lengths, max_length: int | None) -> list[Finding]:

@@ -7,9 +7,7 @@ model that answers badly or never stops, although its loss looks normal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_schema import Message
 from policy.errors import ModelError
@@ -50,6 +48,9 @@ def special_token_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     if tokenizer.eos_token_id is None:
         text = "the tokenizer has no EOS token, so no answer could ever end"
         return [Finding("error", "eos", text, "set eos_token in the tokenizer")]
+    if tokenizer.eos_token_id == tokenizer.unk_token_id and tokenizer.eos_token != tokenizer.unk_token:
+        text = f"the tokenizer's EOS is {tokenizer.eos_token!r}, but its vocabulary has no such token"
+        return [Finding("error", "eos", text, "set eos_token to a token of the vocabulary, or add it")]
     cure = "set sft.pad_token to a token of its own, for example '<|pad|>' (it is added if the vocabulary lacks it)"
     if tokenizer.pad_token_id is None:
         return [Finding("error", "pad", "the tokenizer has no padding token", cure)]
@@ -59,17 +60,39 @@ def special_token_findings(tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     return []
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded | str]:
-    """As `encode`, but for a conversation that the template refuses the reason is returned instead."""
-    from policy.encoding import encode
+class Reading(NamedTuple):
+    """A conversation as a model reads it."""
 
+    pieces: list[tuple[str, bool]]  # as `segments` renders it
+    encoded: Encoded
+
+
+def read_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[Reading | str]:
+    """Render and encode conversations. One that cannot be encoded gives the reason instead."""
+    from policy.encoding import encode_segments, segments
+
+    rendered: list[list[tuple[str, bool]] | str] = []
+    for messages in conversations:
+        try:
+            rendered.append(segments(tokenizer, messages))
+        except ModelError as error:
+            rendered.append(one_line(error))
+    good = [pieces for pieces in rendered if not isinstance(pieces, str)]
     try:
-        return list(encode(tokenizer, conversations))
-    except (ModelError, TemplateError) as error:
+        encoded = iter(encode_segments(tokenizer, good))
+    except ModelError as error:  # about one of the texts: find out which
         if len(conversations) == 1:
             return [one_line(error)]
-    half = len(conversations) // 2  # refusals are rare, so most halves pass at the first try
-    return encode_rows(tokenizer, conversations[:half]) + encode_rows(tokenizer, conversations[half:])
+        return [reading for messages in conversations for reading in read_conversations(tokenizer, [messages])]
+    return [pieces if isinstance(pieces, str) else Reading(pieces, next(encoded)) for pieces in rendered]
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded | str]:
+    """As `encode`, but a conversation that cannot be encoded gives the reason instead."""
+    readings = read_conversations(tokenizer, conversations)
+    return [reading if isinstance(reading, str) else reading.encoded for reading in readings]
 
 
 def refusal(
@@ -84,14 +107,16 @@ def refusal(
 
 def _eos_findings(tokenizer: PreTrainedTokenizerBase, probe: Encoded) -> list[Finding]:
     from policy.encoding import render
+    from policy.special_tokens import stop_ids
 
-    eos, eos_id = str(tokenizer.eos_token), tokenizer.eos_token_id
-    if probe.ids[-1] != eos_id:
+    eos = str(tokenizer.eos_token)
+    if probe.ids[-1] not in stop_ids(tokenizer):
         text = f"EOS {eos!r} is never trained: an answer's last token is {_shown(tokenizer, probe.ids[-1])}, not EOS"
         cure = "make eos_token a special token that the tokenizer recognises in any place"
         return [Finding("error", "eos_not_trained", text, cure)]
     prompt = render(tokenizer, PROBE[:1], opening=True)
-    if eos not in render(tokenizer, PROBE[:2], opening=False)[len(prompt) :]:
+    answer = render(tokenizer, PROBE[:2], opening=False)[len(prompt) :]
+    if probe.ids[-1] == tokenizer.eos_token_id and eos not in answer:
         text = (
             f"the template writes no EOS {eos!r} after an answer, so training on its text never trains EOS;"
             " triptych adds one to every answer"

@@ -16,6 +16,11 @@ class EvaluateConfig:
     section = "evaluate"
     prompts: list[Source]
     """Prompts to answer; those that any stage was trained on are left out and counted."""
+    sft: str | None = None
+    """SFT model to compare with: a name in the store, or a directory; null: ppo.sft, or this recipe's SFT model."""
+    reward_model: str | None = None
+    """Reward model that scores the answers: a name in the store, or a directory; null: ppo.reward_model, or this
+    recipe's."""
     n_prompts: int = 500
     """Number of prompts to answer, taken from the start of the data."""
     judge: JudgePath | None = None

@@ -13,19 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_schema import Prompt, Records, dedup_prompts, load_all
 from policy.language_model import LanguageModel, choose_device, load_language_model, load_tokenizer
 from policy.sampling.rollout import Rollout, response_logprobs
 from reward.sources import Part
 from stages.answering import Unseen, scored_answers, unseen_prompts
+from stages.doubts import all_empty, few_ends, rows_lost, same_score, warn
 from stages.errors import ConfigError
 from stages.evaluate.settings import EvaluateConfig
 from stages.job import Job, StageResult, data_account
 from stages.judging import Judge, load_judge
 from stages.ppo.reward_settings import RewardPart
 from stages.ppo.rewards import Reader, load_rewards
+from stages.progress import progress
 from stages.statistics import win_rate
 
 logger = logging.getLogger("triptych.evaluate")
@@ -58,6 +59,12 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
         name: answer(model, reference, rewards, judge, asked, config, job.seed) for name, model in models.items()
     }
     result: dict[str, dict[str, float]] = {name: summarise(model) for name, model in answers.items()}
+    for name, model in answers.items():
+        ends = few_ends(
+            f"evaluate ({name})", result[name]["eos_rate"], config.sampling.max_new_tokens, "evaluate.sampling"
+        )
+        warn(job.tracker, ends, all_empty(f"evaluate ({name})", model.texts))
+    warn(job.tracker, same_score("evaluate", [score for model in answers.values() for score in decisive(model)]))
     result["ppo"] |= compare(decisive(answers["ppo"]), decisive(answers["sft"]))
 
     job.output.mkdir(parents=True)
@@ -97,6 +104,12 @@ def evaluation_prompts(config: EvaluateConfig, job: Job) -> tuple[Unseen, dict[s
             "other stage uses"
         )
     account = data_account(records, trained_on=unseen.trained_on, too_long=unseen.too_long)
+    fixes = {
+        "too long": f"raise evaluate.max_prompt_length (here {config.max_prompt_length})",
+        "trained on": "give evaluate.prompts that no other stage uses",
+    }
+    left_out = {"trained on": unseen.trained_on, "too long": unseen.too_long}
+    warn(job.tracker, rows_lost("evaluate.prompts", len(records), left_out, fixes))
     used = unseen.first(config.n_prompts)
     return used, {"prompts": {**account, "used": len(used.prompts)}}
 
@@ -115,7 +128,7 @@ def answer(
     reference.model.eval()
     graded = Answers([], [], [], [], [], [], [])
     batches = scored_answers(model, rewards, asked.prompts, asked.ids, config.sampling, seed)
-    with tqdm(total=len(asked.prompts), desc="evaluate", unit="prompt") as bar:
+    with progress(total=len(asked.prompts), desc="evaluate", unit="prompt") as bar:
         for prompts, rollout, texts, scores in batches:
             ended = rollout.ended.tolist()
             graded.texts.extend(texts)

@@ -32,7 +32,7 @@ def describe(
     return {
         **{f"reward/{name}": float(scores.mean()) for name, scores in experience.parts.items()},
         "objective/score": float(experience.scores.mean()),
-        "objective/score_std": float(experience.scores.std()),
+        "objective/score_std": float(experience.scores.std()) if len(experience.scores) > 1 else 0.0,
         "objective/reward": float((experience.scores - kl_coef * charged).mean()),
         "objective/kl": float(kl.mean()),
         "objective/kl_k3": float(k3.mean()),

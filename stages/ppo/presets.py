@@ -74,7 +74,7 @@ def preset_settings(ppo: Mapping[str, Any]) -> dict[str, Any]:
 
     Pretraining text keeps its 8 rows per episode for any batch and number of minibatches in the section."""
     name = ppo.get("preset")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         return {}  # no preset, or an unknown one, which is refused when the section is read
     preset = PRESETS[name]
     if name != "instructgpt":

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from policy.language_model import check_special_tokens, load_tokenizer, positions
+from policy.language_model import load_tokenizer, positions
 from policy.precision import compute_in
 from policy.sampling.rollout import Rollout
+from policy.special_tokens import check_special_tokens
 from reward.ensemble import Member, combine, member_scores, read_members
 from reward.invariance import check_scores_are_independent
 from reward.scalar_model import load_scalar_model, response_scores

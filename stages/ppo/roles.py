@@ -13,15 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from policy.adapters import add_lora, describe_reach, reach
 from policy.errors import ModelError
-from policy.language_model import (
-    LanguageModel,
-    add_lora,
-    choose_device,
-    load_language_model,
-    load_tokenizer,
-    save_checkpoint,
-)
+from policy.language_model import LanguageModel, choose_device, load_language_model, load_tokenizer, save_checkpoint
 from policy.memory.offload import WeightsOnDisk, weights_on_disk
 from policy.memory.shared_weights import share_weights
 from policy.precision import choose_precision, compute_in
@@ -67,6 +61,14 @@ class Roles:
         for model in (self.policy, self.reference, self.value, self.reward):
             if model is not None:
                 compute_in(model, precision)
+
+    def adapters_reach(self) -> dict[str, Any]:
+        """How much of the policy its adapters reach, also as a line of the log; {} without adapters."""
+        if self.policy_adapters is None:
+            return {}
+        found = reach(self.policy_adapters)
+        logger.info(describe_reach("ppo", found))
+        return found
 
     def save_policy(self, directory: Path) -> None:
         """Save the policy as a whole model, with adapters merged. The roles cannot be trained any further."""

@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_schema import Document, load_all
 from policy.encoding import decode_responses
@@ -29,8 +28,10 @@ from policy.sampling.rollout import Rollout, response_logprobs
 from reward.scalar_model import response_values
 from reward.sources import RolloutScores, score_rollout
 from stages.answering import sample_answers
+from stages.doubts import warn
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.judging import load_judge
+from stages.ppo.doubts import Doubts, lost_prompts
 from stages.ppo.experience import Experience
 from stages.ppo.learner import Learner, begin, take_step
 from stages.ppo.metrics import TABLES, add_up, describe, judge_answers, means_of, sample_table
@@ -41,6 +42,7 @@ from stages.ppo.rewards import load_ppo_rewards
 from stages.ppo.roles import Roles, decided_here
 from stages.ppo.settings import PpoConfig
 from stages.ppo.stop import check_first_minibatch, check_step
+from stages.progress import progress
 
 
 def run(config: PpoConfig, job: Job) -> StageResult:
@@ -54,8 +56,10 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     order_rng = torch.Generator().manual_seed(job.seed)
     judge = load_judge(config.monitor, "ppo.monitor") if config.monitor else None
 
+    adapters_reach = roles.adapters_reach()
     prompts, ids, too_long = load_prompts(config, job.seed, roles.tokenizer)
     data = {"prompts": data_account(prompts, too_long=too_long)}
+    warn(job.tracker, lost_prompts(config, data["prompts"]))
     pretraining_rows = None
     if config.mixes_text:
         documents = load_all(config.pretraining_data, Document, job.seed)
@@ -67,9 +71,10 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     learned = trained(roles.policy)
     averaged = [parameter.detach().clone() for parameter in learned] if config.ema_decay else []
     kl_coef = config.kl_coef
+    doubts = Doubts(config, job.tracker, roles.tokenizer)
     metrics: dict[str, float] = {}
 
-    bar = tqdm(range(1, config.iterations + 1), desc="ppo", unit="iteration")
+    bar = progress(range(1, config.iterations + 1), desc="ppo", unit="iteration")
     for iteration, batch in zip(bar, prompt_batches(len(ids), config.rollout_batch, order_rng), strict=False):
         with recorder.sampling(iteration):
             rollout = sample_answers(roles.policy, roles.tokenizer, [ids[i] for i in batch], config.sampling, rng)
@@ -90,6 +95,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         if judge is not None:
             metrics |= judge_answers(judge, asked, texts, rollout.ended)
         job.tracker.log(metrics, step=iteration)
+        doubts.seen(iteration, experience, metrics, texts)
         if (iteration - 1) % math.ceil(config.iterations / TABLES) == 0 or iteration == config.iterations:
             job.tracker.table("samples", *sample_table(asked, texts, experience), step=iteration)
         bar.set_postfix(score=f"{metrics['objective/score']:.2f}", kl=f"{metrics['objective/kl']:.2f}")
@@ -100,7 +106,8 @@ def run(config: PpoConfig, job: Job) -> StageResult:
                 parameter.copy_(average)
     roles.save_policy(job.output)
     write_seen_prompts(job.output, prompts)
-    return StageResult({"iterations": config.iterations, "precision": config.precision, **metrics}, data)
+    adapters = {"lora": adapters_reach} if adapters_reach else {}
+    return StageResult({"iterations": config.iterations, "precision": config.precision, **adapters, **metrics}, data)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from policy.encoding import adds_blank
+from policy.special_tokens import stop_texts
 from reward.scalar_model import stored_normalisation
 
 CARD_FILE = "README.md"
@@ -29,13 +31,13 @@ sigmoid(logit(a) - logit(b)). Scores for different prompts are comparable only a
 
 ## Reading a score
 
-- **Text.** Render the conversation with `chat_template.jinja`. It ends with the assistant's answer and the EOS token
-  `{eos}` (id {eos_id}). EOS is part of the answer; without it you get the score of an unfinished answer.
-- **Tokens.** Tokenize the text before an answer and the answer with its EOS separately, without adding special tokens,
-  and concatenate the ids. If you tokenize them as one text, characters can merge across the boundary into tokens that
-  the model has not seen there.
-- **Position.** The score is read at the last real token, which is that EOS. The padding token is `{pad}` (id {pad_id}),
-  not EOS. Pad on either side; the score does not change if the attention mask marks the padding.
+- **Text.** Render the conversation with `chat_template.jinja`. It ends with the assistant's answer and its stop token:
+  {stops}. That token is part of the answer; without it you get the score of an unfinished answer.
+- **Tokens.** Tokenize the text before an answer and the answer with its stop token separately, without adding special
+  tokens, and concatenate the ids. If you tokenize them as one text, characters can merge across the boundary into
+  tokens that the model has not seen there.
+- **Position.** The score is read at the last real token, which is that stop token. The padding token is `{pad}` (id
+  {pad_id}). Pad on either side; the score does not change if the attention mask marks the padding.
 - **Scale.** `logits[0, 0]` is the raw score. The score that training, evaluation and PPO report is
   `reward_gain * logit + reward_bias`, with `reward_gain` {gain:.10g} and `reward_bias` {bias:.10g} from `config.json`.
   {scale}
@@ -49,6 +51,9 @@ tokenizer = AutoTokenizer.from_pretrained(directory)
 model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
 
 
+{tokens}
+
+
 def logit(messages, model=model):
     \"\"\"messages: [{{"role": "user", "content": ..}}, {{"role": "assistant", "content": ..}}], the answer last.\"\"\"
     ids, done = [], ""
@@ -56,9 +61,11 @@ def logit(messages, model=model):
         if message["role"] == "assistant":
             before = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
             whole = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
-            answer = whole[len(before) :].partition(tokenizer.eos_token)[0] + tokenizer.eos_token
-            for piece in (before[len(done) :], answer):
-                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+            answer = whole[len(before) :]
+            stops = [stop for stop in {stop_texts!r} if stop in answer] or [tokenizer.eos_token]
+            stop = min(stops, key=answer.find)  # the first one ends the answer
+            answer = answer.partition(stop)[0] + stop
+            ids += tokens(done, before[len(done) :]) + tokens(before, answer)
             done = before + answer
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids])).logits[0, 0].item()
@@ -71,6 +78,16 @@ def score(messages):
 If triptych is installed, `triptych score DIRECTORY FILE` does the same for the rows of a file (with their mean if the
 checkpoint contains several models, see below). `triptych judge` measures on your own comparisons how far to trust it.
 {numbers}"""
+TOKENS = """def tokens(before, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]"""
+TOKENS_WITHOUT_BLANK = """def tokens(before, text):
+    \"\"\"The ids of `text` after `before`, without the blank that this tokenizer writes in front of every text.\"\"\"
+    added = [token for token in tokenizer.get_added_vocab() if before.endswith(token)]
+    start = "" if not before else added[0] if added else "\\n"
+    first, whole = tokenizer([start, start + text], add_special_tokens=False)["input_ids"]
+    if whole[: len(first)] == first:
+        return whole[len(first) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]"""
 SCALES = {
     "demonstrations": "On this scale the demonstrations score 0 on average.",
     "policy_samples": "On this scale the SFT model's own answers have mean 0 and standard deviation 1.",
@@ -87,10 +104,12 @@ def write_reward_card(
 ) -> None:
     """Write the card into the checkpoint. `judged`: the stage's metrics on held-out pairs; `more`: text to append."""
     normalisation = stored_normalisation(model)
+    stops = stop_texts(tokenizer)
     card = CARD.format(
         architecture=type(model).__name__,
-        eos=tokenizer.eos_token,
-        eos_id=tokenizer.eos_token_id,
+        stops=" or ".join(f"`{stop}` (id {tokenizer.convert_tokens_to_ids(stop)})" for stop in stops),
+        stop_texts=stops,
+        tokens=TOKENS_WITHOUT_BLANK if adds_blank(tokenizer) else TOKENS,
         pad=tokenizer.pad_token,
         pad_id=tokenizer.pad_token_id,
         gain=normalisation.gain,

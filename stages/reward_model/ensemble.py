@@ -73,7 +73,7 @@ def train_others(model: Any, fit: Callable[[int], None], n: int, seed: int) -> l
     for member, name in enumerate(names[1:], start=1):
         own = member_seed(seed, member)
         torch.manual_seed(own)
-        with warnings.catch_warnings():  # as in policy.language_model.add_lora
+        with warnings.catch_warnings():  # as in policy.adapters.add_lora
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
             model.add_adapter(name, copy.deepcopy(model.peft_config[FIRST]))
         model.set_adapter(name)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from reward.calibration import Temperature, fit_temperature
@@ -17,6 +16,7 @@ from reward.frozen_layers import check_readout, fit_readout, mean_states, write_
 from reward.shared_prompt import PackedAnswers
 from stages.errors import ConfigError
 from stages.job import Job
+from stages.progress import progress
 from stages.reward_model.settings import RewardModelConfig
 from stages.reward_model.trainer import Ranking, RankingCollator
 
@@ -58,7 +58,7 @@ def read_means(
     batches = (ordered[start : start + batch_prompts] for start in range(0, len(ordered), batch_prompts))
     done: list[Ranking] = []
     means: list[Tensor] = []
-    with tqdm(total=len(ordered), desc="frozen layers", unit="prompt") as bar:
+    with progress(total=len(ordered), desc="frozen layers", unit="prompt") as bar:
         for part in chain.from_iterable(map(collator.parts, batches)):
             found = mean_states(model, on_device(collator, part, model)).cpu()
             means += found.split([len(ranking.responses) for ranking in part])

@@ -17,9 +17,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 
 from data_schema import Comparison, Demonstration, load_all, read_records
+from policy.adapters import add_lora, describe_reach, reach
 from policy.encoding import encode, encode_answers
 from policy.language_model import (
-    add_lora,
     bare,
     choose_device,
     disable_dropout,
@@ -37,6 +37,7 @@ from reward.ranking_loss import ranked_pairs
 from reward.scalar_model import from_language_model, store_normalisation
 from reward.scoring import score_responses
 from stages.comparisons.stage import HELD_OUT_FILE, TRAIN_FILE
+from stages.doubts import held_out_pairs, rows_lost, same_score, warn
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
 from stages.optimizer import make_optimizer
@@ -53,7 +54,7 @@ from stages.reward_model.trainer import (
     merge_labelers,
     shares_prompts,
 )
-from stages.trainer import RecordCallback, count_steps, trainer_arguments
+from stages.trainer import RecordCallback, count_steps, trainer_arguments, training_precision
 
 logger = logging.getLogger("triptych.reward_model")
 
@@ -69,11 +70,14 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
 
     model: Any = from_language_model(job.parents["sft"], device, job.seed)
     disable_dropout(model)
+    adapters: dict[str, Any] = {}
     if config.frozen_layers:
         cut_after(model, config.frozen_layers)
     if config.lora:
         model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
-    share_prompts = shares_prompts(bare(model), train, tokenizer.pad_token_id)
+        adapters = {"lora": reach(model)}
+        logger.info(describe_reach("reward_model", adapters["lora"]))
+    share_prompts = shares_prompts(bare(model), train)
     collator = RankingCollator(
         tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens, config.labels
     )
@@ -97,9 +101,20 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
     store_normalisation(scorer, normalisation)
     scale = {"reward_gain": normalisation.gain, "reward_bias": normalisation.bias}
     judged = judge_pairs(scorer, held_out, tokenizer.pad_token_id)
+    setting = "reward_model.held_out" if config.data else "comparisons.held_out_prompts"
+    warn(job.tracker, held_out_pairs(judged, setting))
     shown = scale | {f"held_out/{name}": value for name, value in judged.items() if isinstance(value, float)}
     job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps * config.ensemble)
-    metrics = {"steps": steps, "share_prompts": share_prompts, **folds, **scale, **judged}
+    precision = "float32" if config.frozen_layers else training_precision(device)
+    metrics = {
+        "precision": precision,
+        "steps": steps,
+        "share_prompts": share_prompts,
+        **adapters,
+        **folds,
+        **scale,
+        **judged,
+    }
     save_checkpoint(scorer, tokenizer, job.output)
     write_reward_card(job.output, scorer, tokenizer, config.normalise_on, judged, ADAPTER_CARD if config.lora else "")
     if members:
@@ -153,7 +168,7 @@ def load_rankings(
     held_out: Sequence[Comparison]
     if config.data:
         records = load_all(config.data, Comparison, job.seed)
-        train, held_out = keep_back(records, config.held_out, job.seed)
+        train, held_out = keep_back(records, config.held_out, job.seed, "reward_model.held_out")
         account = data_account(records)
     else:
         collected = job.parents["comparisons"]
@@ -162,6 +177,7 @@ def load_rankings(
         held_out = list(read_records(held_out_file, Comparison)) if held_out_file.exists() else []
         account = {"format": "records", "records": len(train) + len(held_out), "dropped": {}}
     dropped = account["dropped"]
+    total = len(train) + len(held_out) + sum(dropped.values())
     longest = longest_text(config, job.parents["sft"])
     write_seen_prompts(job.output, train)
     rankings = []
@@ -180,6 +196,11 @@ def load_rankings(
         logger.warning(
             "reward_model: dropped %s", ", ".join(f"{count} ({reason})" for reason, count in dropped.items())
         )
+    fixes = {
+        "too long": f"raise reward_model.max_length (here {longest} tokens), up to the model's context",
+        "all answers tie": "give comparisons with a preference",
+    }
+    warn(job.tracker, rows_lost("reward_model.data" if config.data else "reward_model", total, dropped, fixes))
     return rankings[0], rankings[1], {"comparisons": account}
 
 
@@ -214,9 +235,11 @@ def normalise(
     if config.normalise_on == "policy_samples":
         rows = [(ranking.prompt, response) for ranking in train[:n] for response in ranking.responses][:n]
         prompts, responses = zip(*rows, strict=True)
-        return from_reference_samples(
-            score_responses(model, prompts, responses, tokenizer.pad_token_id, normalised=False)
-        ), {}
+        scores = score_responses(model, prompts, responses, tokenizer.pad_token_id, normalised=False)
+        if doubt := same_score("reward_model", scores.tolist()):  # no gain can spread them, but the model is trained
+            warn(job.tracker, doubt)
+            return from_demonstrations(scores), {}
+        return from_reference_samples(scores), {}
     records = load_all(config.demonstrations, Demonstration, job.seed)
     encoded = encode(tokenizer, [records[i].messages for i in range(min(n, len(records)))])
     longest = min(config.max_length, positions(model.config))

@@ -49,10 +49,10 @@ def _in_order_of(first: Ranking, other: Ranking) -> tuple[int, ...]:
     return tuple(rank[tuple(response)] for response in first.responses)
 
 
-def shares_prompts(model: PreTrainedModel, rankings: Sequence[Ranking], pad_id: int) -> bool:
-    """Whether this model can compute a prompt once for all its answers, tried on a few short rankings."""
-    few = sorted(rankings, key=Ranking.n_tokens)[:4]
-    able = can_share_prompt(model, [r.prompt for r in few], [r.responses for r in few], pad_id)
+def shares_prompts(model: PreTrainedModel, rankings: Sequence[Ranking]) -> bool:
+    """Whether this model can compute a prompt once for all its answers, for texts as long as these."""
+    longest = max((len(r.prompt) + max(map(len, r.responses)) for r in rankings), default=0)
+    able = can_share_prompt(model, longest)
     if not able:
         logger.info("reward_model: %s reads the prompt again for each answer", type(model).__name__)
     return able

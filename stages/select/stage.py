@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_schema import Prompt, Records, dedup_prompts, load_all, read_records
 from policy.language_model import choose_device, load_language_model, load_tokenizer
 from reward.sources import Part
 from stages.answering import Unseen, scored_answers, unseen_prompts
+from stages.doubts import ENDED, few_ends, rows_lost, same_score, warn
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, read_seen_prompts, write_seen_prompts
 from stages.ppo.reward_settings import RewardPart
 from stages.ppo.rewards import Reader, load_rewards
+from stages.progress import progress
 from stages.select.settings import SelectConfig
 from stages.sft.candidates import PROMPTS, copy_model, read_index
 
@@ -48,9 +49,13 @@ def run(config: SelectConfig, job: Job) -> StageResult:
     rewards = load_rewards([RewardPart()], job.parents, reader)
     answered = {
         step: answer(directory, rewards, asked, config, job.seed, device)
-        for step, directory in tqdm(candidates.items(), desc="select", unit="candidate")
+        for step, directory in progress(candidates.items(), desc="select", unit="candidate")
     }
     last = answered[max(answered)]
+    if all(answers.ended.float().mean() < ENDED for answers in answered.values()):
+        rate = max(float(answers.ended.float().mean()) for answers in answered.values())
+        warn(job.tracker, few_ends("select", rate, config.sampling.max_new_tokens, "select.sampling"))
+    warn(job.tracker, same_score("select", torch.cat([answers.scores for answers in answered.values()]).tolist()))
     rows = [describe(step, answers, last) for step, answers in answered.items()]
     best = max(rows, key=lambda row: row["reward_mean"])
     selected = int(best["step"])
@@ -84,6 +89,11 @@ def choosing_prompts(config: SelectConfig, job: Job) -> tuple[Unseen, dict[str, 
             f"trained on, {unseen.too_long} are longer than {config.max_prompt_length} tokens); raise "
             "sft.held_out, or set select.prompts"
         )
+    fixes = {
+        "too long": f"raise select.max_prompt_length (here {config.max_prompt_length})",
+        "trained on": "give select.prompts that SFT was not trained on",
+    }
+    warn(job.tracker, rows_lost("select.prompts", len(records), dropped, fixes))
     used = unseen.first(config.n_prompts)
     return used, {"prompts": {**account, "used": len(used.prompts)}}
 

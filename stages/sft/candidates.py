@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_schema import Demonstration, Prompt, Records, dedup_prompts, prompt_messages, write_records
+from policy.adapters import merged
 from policy.language_model import save_checkpoint
 from policy.memory.quantized import dequantize, is_quantized
 from stages.job import SEEN_PROMPTS, Job
@@ -59,8 +60,7 @@ def whole_model(model: Any, keep_adapters: bool = False) -> PreTrainedModel:
         model = copy.deepcopy(model)
     if is_quantized(model):
         dequantize(model.to("cpu"))  # in full precision it may not fit on the training device
-    merged: PreTrainedModel = model.merge_and_unload()
-    return merged
+    return merged(model)
 
 
 def save_candidate(

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from data_schema import Demonstration, Records
-from policy.language_model import add_lora, choose_device, save_checkpoint
+from policy.adapters import add_lora, describe_reach, merged, reach, untrained_ids
+from policy.language_model import choose_device, save_checkpoint
 from policy.memory.checkpointing import checkpointed
 from policy.seq2seq import (
     NO_LABEL,
@@ -32,13 +33,21 @@ from policy.seq2seq import (
     load_seq2seq_model,
     set_seq2seq_template,
 )
+from stages.doubts import warn
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, write_seen_prompts
 from stages.optimizer import make_optimizer
-from stages.sft.demonstrations import load_demonstrations
+from stages.sft.demonstrations import load_demonstrations, lost_demonstrations
 from stages.sft.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
 from stages.sft.settings import SftConfig
-from stages.trainer import RecordCallback, SortedWithinBatches, count_steps, split_batch, trainer_arguments
+from stages.trainer import (
+    RecordCallback,
+    SortedWithinBatches,
+    count_steps,
+    split_batch,
+    trainer_arguments,
+    training_precision,
+)
 
 logger = logging.getLogger("triptych.sft")
 ENCODED_AT_ONCE, HELD_OUT_BATCH = 1000, 16
@@ -55,12 +64,17 @@ def run(config: SftConfig, job: Job) -> StageResult:
     read = load_demonstrations(config, job)
     train, train_dropped = encode_pair_records(read.train, tokenizer, config.max_length)
     held_out, held_out_dropped = encode_pair_records(read.held_out, tokenizer, config.max_length)
+    warn(job.tracker, lost_demonstrations(config, read, train_dropped + held_out_dropped))
 
     micro_batch, accumulate = split_batch("sft", config.batch_size, config.micro_batch_size)
     steps = count_steps("sft", len(train), config.batch_size, config.epochs)
     trained: Any = model
+    adapters: dict[str, Any] = {}
     if config.lora:
-        trained = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_2_SEQ_LM")
+        new = untrained_ids(model, tokenizer, {i for name in ("prompt", "answer") for row in train[name] for i in row})
+        trained = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_2_SEQ_LM", new)
+        adapters = {"lora": reach(trained)}
+        logger.info(describe_reach("sft", adapters["lora"]))
     trainer = PairTrainer(
         trained,
         args=Seq2SeqTrainingArguments(
@@ -78,9 +92,11 @@ def run(config: SftConfig, job: Job) -> StageResult:
     with checkpointed(config.gradient_checkpointing, model):
         trainer.train()
 
-    tuned: PreTrainedModel = trained.merge_and_unload() if config.lora else trained
+    tuned: PreTrainedModel = merged(trained) if config.lora else trained
     losses = held_out_losses(tuned, held_out, read.held_out)
-    metrics: dict[str, Any] = {"steps": steps, "packed": False, "template": template, **summarise_losses(losses)}
+    metrics: dict[str, Any] = {"steps": steps, "packed": False, "template": template, **adapters}
+    metrics["precision"] = training_precision(device)
+    metrics |= summarise_losses(losses)
     if losses:
         logged = ("held_out_loss", "held_out_bits_per_byte")
         job.tracker.log({f"sft/{name}": metrics[name] for name in logged}, step=steps)

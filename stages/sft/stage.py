@@ -8,7 +8,8 @@ several demonstrations can share a row, each attending only to itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,22 +18,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from trl import SFTConfig
 
 from data_schema import Demonstration, Document, Records, load_all
-from policy.encoding import encode, pad, set_template
+from policy.adapters import add_lora, describe_reach, reach, untrained_ids
+from policy.encoding import encode, set_template
 from policy.errors import ModelError
-from policy.language_model import (
-    add_lora,
-    bare,
-    choose_device,
-    is_encoder_decoder,
-    load_language_model,
-    save_checkpoint,
-)
+from policy.language_model import bare, choose_device, is_encoder_decoder, load_language_model, save_checkpoint
 from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.memory.checkpointing import checkpointed
 from policy.memory.quantized import quantize_nf4
-from policy.packing import reads_packed
 from policy.pretraining import pack_documents
+from policy.reading import reading_of
 from policy.sampling.rollout import output_head
+from policy.states import states_of_sequences
+from stages.doubts import warn
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, write_seen_prompts
 from stages.optimizer import make_optimizer
@@ -46,7 +43,7 @@ from stages.sft.candidates import (
     whole_model,
     write_index,
 )
-from stages.sft.demonstrations import load_demonstrations
+from stages.sft.demonstrations import load_demonstrations, lost_demonstrations
 from stages.sft.held_out_losses import RowLoss, row_loss, summarise_losses, write_losses
 from stages.sft.settings import SftConfig
 from stages.sft.trainer import (
@@ -57,7 +54,7 @@ from stages.sft.trainer import (
     PackingCollator,
     with_text,
 )
-from stages.trainer import RecordCallback, count_steps, split_batch, trainer_arguments
+from stages.trainer import RecordCallback, count_steps, split_batch, trainer_arguments, training_precision
 
 logger = logging.getLogger("triptych.sft")
 LOGGED = ("held_out_loss", "held_out_bits_per_byte")
@@ -78,6 +75,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
     read = load_demonstrations(config, job)
     train, train_dropped = encode_records(read.train, tokenizer, config.max_length)
     held_out, held_out_dropped = encode_records(read.held_out, tokenizer, config.max_length)
+    warn(job.tracker, lost_demonstrations(config, read, train_dropped + held_out_dropped))
     if config.select == "held_out_loss" and not len(held_out):
         raise ConfigError(
             "sft.select is 'held_out_loss', but no held-out demonstration fits in max_length; raise sft.held_out"
@@ -85,8 +83,14 @@ def run(config: SftConfig, job: Job) -> StageResult:
     train, mixed, steps, text_account = mix_pretraining(config, job, tokenizer, train.remove_columns("record"))
 
     micro_batch, accumulate = split_batch("sft", config.batch_size, config.micro_batch_size)
-    packed = config.packing and reads_packed(model)
-    prepared = prepare_model(model, config, device)
+    rows = reading_of(model, max(map(len, train["input_ids"]), default=0)).rows
+    packed = config.packing and rows == "packed"
+    if rows in ("equal", "single"):  # another text in the batch would change what is read
+        micro_batch, accumulate = 1, config.batch_size
+    prepared = prepare_model(model, config, device, new_tokens(model, tokenizer, train) if config.lora else ())
+    adapters = {"lora": reach(prepared)} if config.lora else {}
+    if adapters:
+        logger.info(describe_reach("sft", adapters["lora"]))
     optimizer = make_optimizer(prepared.parameters(), config.optimizer, steps)
     arguments = SFTConfig(
         **trainer_arguments(
@@ -143,21 +147,32 @@ def run(config: SftConfig, job: Job) -> StageResult:
     if config.select == "reward_model":
         write_index(job.output, [candidate.step for candidate in kept], steps, read.held_out)
     write_seen_prompts(job.output, read.seen)
-    metrics: dict[str, Any] = {"steps": steps, "packed": packed, "template": template}
+    metrics: dict[str, Any] = {"steps": steps, "packed": packed, "template": template, **adapters}
+    metrics["precision"] = training_precision(device)
     metrics |= summarise_losses(chosen.losses)
     if kept:
         metrics |= {"selected_step": chosen.step, "candidates": [describe(candidate) for candidate in kept]}
     return StageResult(metrics, {"data": read.account(train_dropped + held_out_dropped)} | text_account)
 
 
-def prepare_model(model: PreTrainedModel, config: SftConfig, device: torch.device) -> Any:
-    """Prepare the loaded model for training: quantisation, dropout and adapters as the recipe sets them."""
+def new_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Any) -> tuple[int, ...]:
+    """The special tokens of the training rows that the base model never learned. Their rows train with the adapters, or
+    no answer would end with a new EOS."""
+    used = {i for row in train["input_ids"] for i in row}
+    return untrained_ids(model, tokenizer, used)
+
+
+def prepare_model(
+    model: PreTrainedModel, config: SftConfig, device: torch.device, token_ids: Sequence[int] = ()
+) -> Any:
+    """Prepare the loaded model for training: quantisation, dropout and adapters as the recipe sets them. `token_ids`
+    are new tokens whose rows train with the adapters."""
     if config.quantization:
         model = quantize_nf4(model, device)
     add_residual_dropout(model, config.residual_dropout)
     adapted: Any = model
     if config.lora:
-        adapted = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "CAUSAL_LM")
+        adapted = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "CAUSAL_LM", token_ids)
     return adapted
 
 
@@ -222,17 +237,18 @@ def _batches(records: Records[Demonstration], size: int) -> Iterator[list[Demons
 def held_out_loss(model: PreTrainedModel, rows: Any, device: torch.device) -> list[tuple[float, int]]:
     """For each held-out demonstration: summed cross-entropy of its response tokens in nats, and their number."""
     model.eval()
-    body = getattr(model, model.base_model_prefix)
     found: list[tuple[float, int]] = []
     for start in range(0, len(rows), 16):
         batch = rows[start : start + 16]
-        # Attention is causal, so padding on the right has no effect.
-        ids = pad(batch["input_ids"], 0, "right").ids.to(device)
-        labels = pad(batch["labels"], IGNORED, "right").ids.to(device)[:, 1:]
+        ids, labels = (torch.tensor(list(chain(*batch[name])), device=device) for name in ("input_ids", "labels"))
+        lengths = torch.tensor([len(row) for row in batch["input_ids"]], device=device)
+        ends = lengths.cumsum(0) - 1
+        predicting = torch.ones_like(ids, dtype=torch.bool).index_fill(0, ends, False)  # a row's last state is not
+        labels = labels.roll(-1)[predicting]
+        hidden = states_of_sequences(model, ids, lengths, torch.zeros_like(lengths), lengths - 1, packed=False)
         learned = labels != IGNORED
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         logprobs = token_logprobs_from_hidden(hidden[learned], output_head(model), labels[learned]).logprobs
-        counts = learned.sum(dim=1).tolist()
+        counts = [int(part.sum()) for part in learned.split((lengths - 1).tolist())]
         found += [(-part.sum().item(), len(part)) for part in logprobs.split(counts)]
     return found
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
+from policy.body import body_of
 from policy.language_model import bare
+from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.packing import one_a_row, pack_lengths
+from policy.reading import reading_of
+from policy.sampling.rollout import output_head
 from stages.trainer import SortedWithinBatches
 
 IGNORED = -100  # the label of a token without loss
@@ -114,18 +118,28 @@ class DemonstrationTrainer(SFTTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         self.tokens_read += int(inputs.pop("n_tokens"))
         is_text = inputs.pop("is_text", None)
+        fused = trl_computes_exactly(bare(self.model))
 
         def measured(labels: Tensor, **batch: Any) -> Any:
             learned = labels[:, 1:] != IGNORED
+            given: list[Tensor] = []
 
             def keep_learned(body: Any, inputs: Any, states: Any) -> None:
-                states.last_hidden_state = states.last_hidden_state[:, :-1][learned].unsqueeze(0)
+                if given:  # the body is also called to go from these states to logits
+                    return
+                given.append(states.last_hidden_state[:, :-1][learned])
+                states.last_hidden_state = (given[0] if fused else given[0][:1]).unsqueeze(0)
 
-            hook = bare(self.model).base_model.register_forward_hook(keep_learned)
+            hook = body_of(bare(self.model)).register_forward_hook(keep_learned)
             try:
-                outputs = model(**batch, shift_labels=labels[:, 1:][learned].unsqueeze(0))
+                if fused:
+                    outputs = model(**batch, shift_labels=labels[:, 1:][learned].unsqueeze(0))
+                else:
+                    model(**{name: value for name, value in batch.items() if name != "fused_lm_head"})
             finally:
                 hook.remove()
+            if not fused:
+                outputs = own_outputs(bare(self.model), given[0], labels[:, 1:][learned])
             if is_text is not None:
                 text = is_text[:, 1:][learned]
                 self.text_nats -= float(outputs.log_probs.detach()[0, text].sum())
@@ -141,6 +155,41 @@ class DemonstrationTrainer(SFTTrainer):
             logs["pretraining_loss"] = self.text_nats / self.text_tokens
             self.text_nats, self.text_tokens = 0.0, 0
         super().log(logs, *arguments, **named)
+
+
+class OwnOutputs(NamedTuple):
+    """What TRL's trainer reads of a forward pass; tensors (1, tokens with loss)."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    is_top1: Tensor
+    label_mask: Tensor
+    aux_loss: Tensor
+
+
+def trl_computes_exactly(model: PreTrainedModel) -> bool:
+    """Whether TRL's fused head gives this model's own loss. It is sure to where logits are a weight times the states
+    and the config has neither experts nor a scale or cap of logits, which TRL applies even if the model does not."""
+    config = vars(model.config.get_text_config())
+    routed = any(config.get(name) for name in ("num_experts_per_tok", "num_local_experts", "n_routed_experts"))
+    scaled = any(
+        value not in (None, False, 1) for name, value in config.items() if "logit" in name or "soft_cap" in name
+    )
+    return reading_of(model, longest=0).logits == "head" and not routed and not scaled
+
+
+def own_outputs(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> OwnOutputs:
+    """The same from states (tokens, hidden) by the way of this model from states to logits. A loss on the balance of
+    experts is not added."""
+    head = output_head(model)
+    found = token_logprobs_from_hidden(hidden, head, labels)
+    with torch.no_grad():
+        parts = hidden.split(1024)
+        first = torch.cat([(part @ head.T if isinstance(head, Tensor) else head(part)).argmax(-1) for part in parts])
+    mask = torch.ones_like(labels, dtype=torch.bool)
+    columns = (found.logprobs, found.entropy.detach(), first == labels, mask)
+    log_probs, entropy, is_top1, label_mask = (column.unsqueeze(0) for column in columns)
+    return OwnOutputs(log_probs, entropy, is_top1, label_mask, aux_loss=hidden.new_zeros(()))
 
 
 class CandidateCallback(TrainerCallback):

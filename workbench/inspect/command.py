@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_schema import Comparison, DataError, Demonstration, Document, Prompt, Records, Source, load, load_all
+from data_schema.errors import printable
 from data_schema.records import KIND_NAMES
+from pipeline.terminal.arguments import Arguments
+from pipeline.terminal.console import as_json, screen
 from stages.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,16 +32,22 @@ MAX_LENGTH = 1024  # tokens, the default of sft.max_length
 
 def command(words: Sequence[str]) -> None:
     """Run `triptych data ...`. Raises DataError, ModelError or ConfigError if an argument cannot be used."""
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(_after_inspect(words))
     with _quiet():
         inspect(options)
 
 
 def inspect(options: argparse.Namespace) -> None:
     """Examine the sources and print the report."""
+    sources = sources_of(options.sources, options, options.format)
     kind = {name: kind for kind, name in KIND_NAMES.items()}.get(options.kind)
-    records = read(options.sources, options, options.format, kind)
-    against = read(options.against, options, "auto", None) if options.against else None
+    chosen, passed_over = (kind, None) if kind else best_kind(sources[0])
+    records: Records[Any] = load_all(sources, chosen)
+    stops = first_error(sources, chosen) if records.dropped else None
+    against: Records[Any] | None = None
+    if options.against:
+        others = sources_of(options.against, options, "auto")
+        against = load_all(others, best_kind(others[0])[0])
     tokens = None
     if options.tokenizer:
         tokens = load_tokens(options.tokenizer, options.template, options.pad_token)
@@ -49,7 +57,7 @@ def inspect(options: argparse.Namespace) -> None:
 
     from stages.data_checks.inspection import examine
 
-    report = examine(records, options.sources, tokens, max_length, against)
+    report = examine(records, options.sources, tokens, max_length, against, stops=stops, passed_over=passed_over)
     rows: list[Any] = []
     if not options.json or options.html:
         from workbench.inspect.view import html_page, print_report, views
@@ -63,45 +71,65 @@ def inspect(options: argparse.Namespace) -> None:
                 f"--html {options.html}: cannot be written ({error.strerror}); give another file name"
             ) from None
     if options.json:
-        print(json.dumps(report.as_json(), ensure_ascii=False))
+        print(as_json(report.as_json()))
         return
-    from rich.console import Console
-
-    print_report(report, rows, Console(highlight=False, markup=False))
+    print_report(report, rows, screen())
     if options.html:
-        print(f"Written: {options.html}")
+        print(f"Written: {printable(str(options.html))}")
 
 
-def read(paths: Sequence[str], options: argparse.Namespace, form: str, kind: type | None) -> Records[Any]:
-    """Load all paths; bad rows are dropped and counted. Without a kind, the first path's `best_kind` is used."""
+def sources_of(paths: Sequence[str], options: argparse.Namespace, form: str) -> list[Source]:
+    """The sources to read; bad rows are dropped and counted."""
     sources = []
     for path in paths:
         limit = options.limit or (FUNCTION_ROWS if path.startswith("python:") else None)
         sources.append(Source(path, format=form, split=options.split, limit=limit, on_bad_row="drop"))
-    return load_all(sources, kind or best_kind(sources[0]))
+    return sources
 
 
-def best_kind(source: Source) -> type:
-    """Return the first of KINDS that at least NEXT_TO_NOTHING of the rows give. A few labelled single answers may pair
-    up by chance, which does not make a source of comparisons. Raises DataError if no row can be read as any kind."""
-    errors: list[DataError] = []
+def first_error(sources: Sequence[Source], kind: type) -> str | None:
+    """The error at which a run would stop, in one line; None if it would only leave rows out."""
+    try:
+        load_all([replace(source, on_bad_row="error") for source in sources], kind)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def best_kind(source: Source) -> tuple[type, str | None]:
+    """-> (the first of KINDS that at least NEXT_TO_NOTHING of the rows give, why the rows give no record of a more
+    specific kind that their format has).
+
+    A few labelled single answers may pair up by chance, which does not make a source of comparisons. Raises DataError
+    if no row can be read as any kind."""
     for limit in (min(FIRST_LOOK, source.limit or FIRST_LOOK), source.limit):  # all rows, if the first ones are bad
         scant: type | None = None
+        errors: dict[type, DataError] = {}
         for kind in KINDS:
             if kind is Prompt and scant is not None:
                 break  # nearly any row can be read as a prompt
             try:
                 records: Records[Any] = load(replace(source, limit=limit), kind)
             except DataError as error:
-                errors.append(error)
+                errors[kind] = error
                 continue
             if len(records) >= NEXT_TO_NOTHING * (len(records) + sum(records.dropped.values())):
-                return kind
+                return kind, next((str(error) for error in errors.values() if error.field != "format"), None)
             scant = scant or kind
         if scant is not None:
-            return scant
-    # Prefer an error about the rows to one that says only that the format cannot give this kind.
-    raise next((error for error in errors if error.field != "format"), errors[0])
+            return scant, None
+    raise _why_nothing(source, errors)
+
+
+def _why_nothing(source: Source, errors: Mapping[type, DataError]) -> DataError:
+    """The error that says best why no kind of record can be read, given each kind's error."""
+    # The others say only that the format cannot give this kind.
+    about_rows = {kind: error for kind, error in errors.items() if error.field != "format"}
+    for kind, error in about_rows.items():
+        if "no rows" in str(error):
+            return DataError(f"{source.path}: there are no rows in it; check the file", field="path")
+        return DataError(first_error([source], kind) or str(error))
+    return next(iter(errors.values()))
 
 
 def load_tokens(name: str, template: str | None, pad_token: str | None) -> Tokens:
@@ -119,6 +147,7 @@ def load_tokens(name: str, template: str | None, pad_token: str | None) -> Token
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer, or one that was saved without a model."""
+    from policy.errors import first_line
     from policy.language_model import load_tokenizer
 
     here = Path(name)
@@ -127,21 +156,28 @@ def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, padding_side="left", clean_up_tokenization_spaces=False)
+        return AutoTokenizer.from_pretrained(
+            name, padding_side="left", clean_up_tokenization_spaces=False, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--tokenizer {name}: cannot be loaded ({error}); give a directory in Hugging Face layout"
+            f"--tokenizer {name}: cannot be loaded ({first_line(error)}); give a directory in Hugging Face layout"
         ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="triptych data", allow_abbrev=False, description="Inspect data sets.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    inspecting = actions.add_parser(
-        "inspect",
-        allow_abbrev=False,
-        help="report what data sets contain and what is wrong with them",
-        description="Report what data sets contain and what is wrong with them. Bad rows are dropped and counted.",
+def _after_inspect(words: Sequence[str]) -> Sequence[str]:
+    """The words after `inspect`, the one action that `triptych data` has; those for help as they are."""
+    if words and words[0] == "inspect":
+        return words[1:]
+    if words and words[0] in ("-h", "--help"):
+        return words
+    found = f"not '{words[0]}'" if words else "followed by what to inspect"
+    raise ConfigError(f"data: write 'triptych data inspect SOURCE', {found}")
+
+
+def _parser() -> Arguments:
+    inspecting = Arguments(
+        "data inspect", "Report what data sets contain and what is wrong with them. Bad rows are dropped and counted."
     )
     add = inspecting.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="file, hub data set owner/name, or python:module:function")
@@ -157,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", type=_count, default=2, metavar="N", help="show the first N rows with their loss mask (default: 2)")
     add("--html", type=Path, metavar="FILE", help="also write the report as an HTML page")
     add("--json", action="store_true", help="print only the report, as one JSON object")
-    return parser
+    return inspecting
 
 
 def _count(word: str) -> int:
@@ -177,7 +213,7 @@ def _quiet() -> Iterator[None]:
     """Silence the data loader's log: the report contains the same."""
     logger = logging.getLogger("triptych.data")
     before = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ never reach the terminal, and everything on the HTML page is escaped.
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_schema import Demonstration, Document, Message, Record
+from data_schema.errors import printable
 from stages.data_checks.findings import SEVERITIES
 from stages.data_checks.inspection import Report, Tokens
 from stages.data_checks.lengths import conversations, histogram, learned, quantiles
@@ -28,8 +28,6 @@ COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 TRAINED, EOS, READ = "black on green", "bold white on blue", "dim"
 BAR = 40  # characters of the longest bar
 SHOWN_TOKENS = 600  # shown of a row; the number of further tokens is given
-# Control characters except the newline, and marks that change the direction of writing.
-UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Piece(NamedTuple):
@@ -70,10 +68,10 @@ def views(records: Iterable[Record], tokens: Tokens | None) -> Iterator[View]:
 
 def print_report(report: Report, rows: Sequence[View], console: Console) -> None:
     """Print the report, worst findings first, then the rows."""
-    console.print(Text(", ".join(map(visible, report.sources)), style="bold"), soft_wrap=True)
+    console.print(Text(", ".join(map(printable, report.sources)), style="bold"), soft_wrap=True)
     table = Table.grid(padding=(0, 2))
     for name, value in facts(report):
-        table.add_row(name, visible(value))
+        table.add_row(name, printable(value))
     console.print(table)
     bars = histogram(report.lengths.whole)
     most = max((count for *_, count in bars), default=1)
@@ -87,16 +85,16 @@ def print_report(report: Report, rows: Sequence[View], console: Console) -> None
     console.print()
     for finding in report.findings:
         line = Text.assemble(
-            (f"{finding.severity}", COLOURS[finding.severity]), f" [{finding.check}] {visible(finding.text)}"
+            (finding.severity, COLOURS[finding.severity]), f" [{finding.check}] {printable(finding.text)}"
         )
         if finding.cure:
-            line.append(f"; {finding.cure}")
+            line.append(f"; {printable(finding.cure)}")
         if finding.examples:
-            line.append(f" ({visible(', '.join(finding.examples))})", "dim")
+            line.append(f" ({printable(', '.join(finding.examples))})", "dim")
         console.print(line, soft_wrap=True)
     console.print(Text(verdict(report), style="bold"))
     for view in rows:
-        console.print(Text(f"\n{visible(view.title)}", style="bold"), soft_wrap=True)
+        console.print(Text(f"\n{printable(view.title)}", style="bold"), soft_wrap=True)
         console.print(_terminal_row(view, console.is_terminal and not console.no_color), soft_wrap=True)
     if rows:
         console.print(Text("\n" + LEGEND, style="dim"), soft_wrap=True)
@@ -136,11 +134,6 @@ def verdict(report: Report) -> str:
     return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts)
 
 
-def visible(text: str) -> str:
-    """Replace control and direction characters: the escape character becomes <U+001B>."""
-    return UNSAFE.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
-
-
 def _is_learned(record: Record, talk: Sequence[Message], turn: int) -> bool:
     """Whether the loss is on this turn; as `learned`, but for a whole turn."""
     return talk[turn].role == "assistant" and (isinstance(record, Demonstration) or turn == len(talk) - 1)
@@ -160,12 +153,15 @@ def _document_pieces(record: Document, tokens: Tokens | None) -> list[Piece]:
 
 def _token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], trained: Sequence[bool]) -> list[Piece]:
     """Pair each token with the characters it completes: a byte-level token may contain only part of one."""
+    from policy.special_tokens import stop_ids
+
     pieces: list[Piece] = []
+    stops = stop_ids(tokenizer)
     start = 0  # first token whose characters are not shown yet
     for i, (token, inside) in enumerate(zip(ids, trained, strict=True)):
         text = tokenizer.decode(ids[start : i + 1])
         waits = text.endswith("\ufffd") and i + 1 < len(ids) and i - start < 3
-        pieces.append(Piece("" if waits else text, inside, token, token == tokenizer.eos_token_id))
+        pieces.append(Piece("" if waits else text, inside, token, token in stops))
         start = start if waits else i + 1
     return pieces
 
@@ -174,7 +170,7 @@ def _terminal_row(view: View, colours: bool) -> Text:
     row = Text()
     inside = False
     for piece in view.pieces:
-        text = visible(piece.text)
+        text = printable(piece.text)
         if not colours:
             between = "|" if row and piece.token is not None else ""
             row.append(
@@ -234,7 +230,7 @@ def html_page(report: Report, rows: Sequence[View]) -> str:
 
 
 def escaped(value: object) -> str:
-    return html.escape(visible(str(value)))
+    return html.escape(printable(str(value)))
 
 
 def _html_row(view: View) -> str:

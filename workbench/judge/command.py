@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
-from checkpoint_store import CheckpointStore
+from checkpoint_store import Root, local_root, open_store
 from data_schema import Comparison, Prompt, Records, Source, fingerprint, load_all, prompt_text, read_records
+from pipeline.terminal.arguments import Arguments, count, seed
+from pipeline.terminal.console import as_json
 from policy.language_model import load_language_model
 from reward.agreement import agreement
 from stages.comparisons.settings import ComparisonsConfig
@@ -25,6 +26,7 @@ from stages.comparisons.stage import HELD_OUT_FILE, distinct_answers, rank_answe
 from stages.errors import ConfigError
 from stages.job import keep_back, prompt_hash, read_seen_prompts
 from stages.judging import load_judge
+from stages.progress import progress
 from stages.reward_model.measures import ScoredPairs, correlation, judge_scores, quarters, scored_pairs, table
 from stages.settings import SamplingConfig
 from workbench.judge.page import print_judgement, write_page
@@ -59,30 +61,27 @@ class Judged(NamedTuple):
 
 def command(words: Sequence[str]) -> None:
     """Run `triptych judge MODEL [--data SOURCE ...] [--policy MODEL --prompts SOURCE --judge module:function]`."""
-    parser = argparse.ArgumentParser(prog="triptych judge", description=__doc__, allow_abbrev=False)
+    parser = Arguments("judge", __doc__)
     add = parser.add_argument
     add("model", help="reward model: a name such as quickstart/reward_model, a key, or a directory")
     add("--data", nargs="+", default=[], metavar="SOURCE", help="comparisons (default: those held out in training)")
     add("--format", default="auto", help="data format of --data (default: detected from its first rows)")
     add("--split", default="train", help="split of hub data sets and Python functions (default: train)")
-    add("--limit", type=int, help="rows to read per source (default: all; of --prompts 10 times --n-prompts)")
+    add("--limit", type=count, help="rows to read per source (default: all; of --prompts 10 times --n-prompts)")
     add("--on-bad-row", choices=("error", "drop"), default="error", help="stop at an unusable row (default) or drop it")
     add("--policy", metavar="MODEL", help="also judge on fresh answers of this policy; needs --prompts and --judge")
     add("--prompts", metavar="SOURCE", help="prompts for the policy to answer (of --split)")
     add("--judge", metavar="MODULE:FUNCTION", help="function whose gold score ranks the policy's answers")
-    add("--n-prompts", type=int, default=200, help="number of prompts the policy answers (default: 200)")
-    add("--answers", type=int, default=4, help="number of answers per prompt (default: 4)")
-    add("--max-new-tokens", type=int, default=64, help="maximum tokens per answer (default: 64)")
-    add("--seed", type=int, default=0, help="seed for loading data and sampling answers (default: 0)")
-    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    add("--n-prompts", type=count, default=200, help="number of prompts the policy answers (default: 200)")
+    add("--answers", type=count, default=4, help="number of answers per prompt (default: 4)")
+    add("--max-new-tokens", type=count, default=64, help="maximum tokens per answer (default: 64)")
+    add("--seed", type=seed, default=0, help="seed for loading data and sampling answers (default: 0)")
+    parser.add_root()
     add("--out", type=Path, help="directory to write the page to (default: ROOT/judgements/MODEL)")
     add("--json", action="store_true", help="print the numbers as JSON instead of tables")
-    add("--batch-size", type=int, default=32, help="number of answers to score at a time (default: 32)")
+    add("--batch-size", type=count, default=32, help="number of answers to score at a time (default: 32)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto, the GPU if any)")
     options = parser.parse_args(words)
-    if options.batch_size < 1 or options.n_prompts < 1:
-        small = "--batch-size" if options.batch_size < 1 else "--n-prompts"
-        raise ConfigError(f"{small} is below 1; give 1 or more")
     if bool(options.policy) != bool(options.judge) or bool(options.policy) != bool(options.prompts):
         raise ConfigError("fresh answers need all three: --policy MODEL --prompts SOURCE --judge MODULE:FUNCTION")
 
@@ -91,12 +90,12 @@ def command(words: Sequence[str]) -> None:
     if options.policy:
         result["fresh"] = judge_fresh(scorer, options)
     name = scorer.manifest.name if scorer.manifest else scorer.directory.resolve().name
-    folder = options.out or options.root / "judgements" / name
+    folder = options.out or local_root(options.root) / "judgements" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JSON_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_page(folder / PAGE_FILE, result)
     if options.json:
-        print(json.dumps(result, indent=1, ensure_ascii=False))
+        print(as_json(result, indent=1))
     else:
         print_judgement(result, folder / PAGE_FILE)
 
@@ -128,13 +127,13 @@ def comparisons_of(scorer: Scorer, options: argparse.Namespace) -> tuple[Iterabl
     return fresh, {"sources": options.data, "format": records.format, "dropped": dropped}
 
 
-def kept_back(scorer: Scorer, root: Path) -> tuple[Iterable[Comparison], dict[str, Any]]:
+def kept_back(scorer: Scorer, root: Root) -> tuple[Iterable[Comparison], dict[str, Any]]:
     """Return the comparisons that the model's own stage held out, found through its manifest."""
     manifest = scorer.manifest
     if manifest is None:
         raise ConfigError(f"'{scorer.name}' is a directory, so its training data are unknown; give --data")
     if "comparisons" in manifest.parents:
-        store = CheckpointStore(root / "store")
+        store = open_store(root)
         file = store.path(manifest.parents["comparisons"]) / HELD_OUT_FILE
         if file.exists():
             return read_records(file, Comparison), {"sources": ["held out in training"], "format": "records"}
@@ -158,7 +157,7 @@ def score_comparisons(scorer: Scorer, records: Iterable[Comparison], batch_size:
     lengths: list[int] = []
     votes: Votes = {}
     left_out: Counter[str] = Counter()
-    with tqdm(desc="judge", unit="comparison") as bar:
+    with progress(desc="judge", unit="comparison") as bar:
         for chunk in chunks(records, CHUNK):
             for record in chunk:
                 add_votes(votes, record)
@@ -252,7 +251,7 @@ def judge_fresh(scorer: Scorer, options: argparse.Namespace) -> dict[str, Any]:
     policy = load_language_model(find_checkpoint(options.policy, options.root)[0], scorer.model.device)
     policy.model.eval()
     rng = torch.Generator(scorer.model.device).manual_seed(options.seed)
-    answers = distinct_answers(prompts, policy, config, rng)
+    answers, _ = distinct_answers(prompts, policy, config, rng)
     ranked = [
         rank_answers(prompt, drawn, labeler, config, 0.0, random.Random(options.seed))
         for prompt, drawn in zip(prompts, answers, strict=True)

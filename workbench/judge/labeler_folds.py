@@ -7,7 +7,6 @@ the same held-out prompts, which no fold was trained on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections import Counter
@@ -16,15 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from checkpoint_store import CheckpointStore
+from checkpoint_store import Root, local_root, open_store
 from data_schema import Comparison, Records, Source, load_all, write_records
 from pipeline.configs import Recipe
 from pipeline.plan import StagePlan, plan_pipeline
 from pipeline.recipe import load_recipe
 from pipeline.runner import check_parents, quiet_libraries
+from pipeline.terminal.arguments import Arguments, count
+from pipeline.terminal.console import as_json, screen, visible
 from stages.errors import ConfigError
 from stages.job import Job, keep_back
 from stages.reward_model import stage as reward_model
@@ -41,24 +41,24 @@ PAPER = {"new labelers": "69.6 +- 0.9 %", "own labelers": "72.4 +- 0.4 %"}
 
 def command(words: Sequence[str]) -> None:
     """Run `triptych labeler-folds RECIPE [--folds N] [overrides]`."""
-    parser = argparse.ArgumentParser(prog="triptych labeler-folds", description=__doc__, allow_abbrev=False)
+    parser = Arguments("labeler-folds", __doc__, recipe_settings=Recipe.__dataclass_fields__)
     add = parser.add_argument
     add("recipe", type=Path, help="recipe whose reward_model.data names labelers")
-    add("--folds", type=int, default=5, help="groups of labelers, one model for each (default: 5)")
-    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    add("--folds", type=count, default=5, help="groups of labelers, one model for each (default: 5)")
+    parser.add_root()
     add("--json", action="store_true", help="print the numbers as JSON instead of a table")
-    options, overrides = parser.parse_known_args(words)
+    options, overrides = parser.parse_with_settings(words)
     result = cross_validate(load_recipe(options.recipe, overrides), options.folds, options.root)
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(as_json(result, indent=1))
     else:
         print_folds(result)
 
 
-def cross_validate(recipe: Recipe, n_folds: int, root: Path) -> dict[str, Any]:
+def cross_validate(recipe: Recipe, n_folds: int, root: Root) -> dict[str, Any]:
     """Train and judge one reward model for each group of labelers. Finished folds are not run again. The numbers are
     also written to ROOT/labeler_folds/RECIPE/KEY."""
-    store = CheckpointStore(root / "store")
+    store = open_store(root)
     plans = plan_pipeline(recipe, store)
     plan = next(plan for plan in plans if plan.stage == "reward_model")
     if not plan.config.data or not plan.config.held_out:
@@ -69,13 +69,13 @@ def cross_validate(recipe: Recipe, n_folds: int, root: Path) -> dict[str, Any]:
     sft = {role: store.path(key) for role, key in plan.parents.items()} | dict(plan.outside)
     train, held_out = keep_back(records, plan.config.held_out, recipe.seed)
     quiet_libraries()
-    home = root / "labeler_folds" / recipe.name / plan.key
+    home = local_root(root) / "labeler_folds" / recipe.name / plan.key
     folds = []
     for number, group in enumerate(groups, start=1):
         folder = home / f"{number}_of_{n_folds}"
         done = folder / "fold.json"
         if not done.exists():
-            print(f"[{number}/{n_folds}] training without {', '.join(group)}", flush=True)
+            print(f"[{number}/{n_folds}] training without {visible(', '.join(group))}", flush=True)
             fold = run_fold(plan, recipe.seed, sft, train, held_out, group, folder)
             done.write_text(json.dumps(fold, indent=1) + "\n")
         folds.append(json.loads(done.read_text()))
@@ -162,7 +162,7 @@ def print_folds(result: Mapping[str, Any]) -> None:
     table.add_section()
     table.add_row(*means)
     table.add_row("InstructGPT, 6B", PAPER["new labelers"], "", PAPER["own labelers"], "")
-    console = Console()
+    console = screen()
     console.print(table)
     if result["unnamed"]:
         console.print(f"{result['unnamed']} comparisons without a named labeler were left out.")

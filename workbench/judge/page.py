@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
+
+from data_schema.errors import printable
+from pipeline.terminal.console import screen
 
 TABLES = {
     "by_subset": "subset",
@@ -81,7 +83,7 @@ def agreement_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def print_judgement(result: Mapping[str, Any], page: Path) -> None:
     """Print the numbers of the page as tables on the terminal."""
-    console = Console()
+    console = screen()
     for title, rows in sections(result):
         table = Table(title=title, title_justify="left", show_header=False)
         table.add_column()
@@ -144,7 +146,8 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
     if "mean_over_subsets" in result:
         body.append(f"<p>Mean over subsets: {percent(result['mean_over_subsets'])}</p>")
     page = f"<title>{escape(result['model'])}</title><style>{STYLE}</style>\n" + "\n".join(body)
-    path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8">{page}</html>\n', encoding="utf-8")
+    text = f'<!doctype html><html lang="en"><meta charset="utf-8">{page}</html>\n'
+    path.write_text(printable(text), encoding="utf-8")
 
 
 def html_table(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:

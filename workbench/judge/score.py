@@ -16,14 +16,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tqdm import tqdm
-
 from data_schema import Comparison, DataError, Demonstration, Prompt, Record
+from data_schema.errors import printable
 from data_schema.files import rows_or_errors
+from data_schema.formats.general.single import is_pair
 from data_schema.formats.parts import Drop, Origin, prompt_of
+from data_schema.formats.rows import MARKED
 from data_schema.formats.table import FORMATS, check_format_name, recognise
 from data_schema.records import check_list, check_text
+from pipeline.terminal.arguments import Arguments, count
 from stages.errors import ConfigError
+from stages.progress import progress
 from workbench.judge.scorer import Asked, Scored, Scorer, open_scorer, score_answers
 
 logger = logging.getLogger("triptych.score")
@@ -43,13 +46,13 @@ class Question(NamedTuple):
 
 def command(words: Sequence[str]) -> None:
     """Run `triptych score MODEL FILE [--out FILE]`."""
-    parser = argparse.ArgumentParser(prog="triptych score", description=__doc__, allow_abbrev=False)
+    parser = Arguments("score", __doc__)
     add = parser.add_argument
     add("model", help="reward model: a name such as quickstart/reward_model, a key, or a directory")
     add("file", type=Path, help="rows with prompt and response(s), with messages, or in a known format")
     add("--out", type=Path, help="JSON lines file to write (default: FILE with the ending .scored.jsonl)")
     add("--format", default="auto", help="data format of the rows (default: detected from each row's columns)")
-    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    parser.add_root()
     add(
         "--on-bad-row",
         choices=("error", "null"),
@@ -57,12 +60,10 @@ def command(words: Sequence[str]) -> None:
         help="error (default): stop at a row that cannot be scored; null: keep it with score null and the reason in "
         "score_error. Known-unusable rows of a format (ties, empty answers) are always kept this way",
     )
-    add("--batch-size", type=int, default=32, help="number of answers to score at a time (default: 32)")
+    add("--batch-size", type=count, default=32, help="number of answers to score at a time (default: 32)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto, the GPU if any)")
     options = parser.parse_args(words)
     check_format_name(options.format)
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch-size is {options.batch_size}; it must be at least 1")
     stem = Path(options.file.name.removesuffix(".gz")).stem
     out = options.out or options.file.with_name(f"{stem}.scored.jsonl")
     if out.suffix != ".jsonl":
@@ -94,7 +95,7 @@ def score_file(scorer: Scorer, options: argparse.Namespace, out: Path) -> None:
     logger.info("score: %s with %s%s", options.file, scorer.name, f", continuing after row {done}" if done else "")
     rows = islice(rows_or_errors(options.file), done, None)
     unscored: Counter[str] = Counter()
-    with partial.open("ab") as stream, tqdm(desc="score", unit="row", initial=done) as bar:
+    with partial.open("ab") as stream, progress(desc="score", unit="row", initial=done) as bar:
         while chunk := list(islice(rows, CHUNK)):
             for line in score_rows(scorer, chunk, options, unscored):
                 stream.write(line)
@@ -106,7 +107,7 @@ def score_file(scorer: Scorer, options: argparse.Namespace, out: Path) -> None:
     if unscored:
         told = ", ".join(f"{count} ({reason})" for reason, count in unscored.items())
         logger.warning("score: rows without a score, by reason: %s", told)
-    print(out)
+    print(printable(str(out)))
 
 
 def lines_done(partial: Path) -> int:
@@ -195,7 +196,7 @@ def question_of(row: Row, origin: Origin, form: str = "auto") -> Question | Drop
     return Question(asked, "scores and texts" if kind is Comparison else "score")
 
 
-SINGLE = ("messages", "prompt_completion", "alpaca")  # formats with one answer per row
+SINGLE = ("messages", "prompt_completion", "alpaca", "pair", "conversation")  # formats with one answer per row
 
 
 def single_answer(row: Row) -> str | None:
@@ -206,7 +207,11 @@ def single_answer(row: Row) -> str | None:
         return "messages"
     if "completion" in row and "prompt" in row:
         return "prompt_completion"
-    return "alpaca" if "instruction" in row and isinstance(row.get("output"), str) else None
+    if "instruction" in row and isinstance(row.get("output"), str):
+        return "alpaca"
+    if recognise(row) not in MARKED:
+        return None
+    return "pair" if is_pair(row) else "conversation"
 
 
 def _asked(record: Comparison | Demonstration) -> Asked:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from checkpoint_store import CheckpointStore, Manifest, StoreError
+from checkpoint_store import Manifest, Root, StoreError, open_store
 from data_schema import Message
-from pipeline.plan import model_fingerprint
-from policy.encoding import encode_answers
-from policy.language_model import check_special_tokens, choose_device, load_tokenizer, positions
+from pipeline.locations import model_fingerprint
+from pipeline.runner import quiet_libraries
+from policy.encoding import RenderError, encode_answers
+from policy.language_model import choose_device, load_tokenizer, positions
+from policy.special_tokens import check_special_tokens
 from reward.ensemble import Member, ensemble_scores, read_members
 from reward.invariance import check_scores_are_independent
 from reward.scalar_model import load_scalar_model
@@ -40,12 +42,12 @@ class Scored(NamedTuple):
     lengths: list[int]  # tokens, EOS included
 
 
-def open_scorer(named: str, root: Path, device: str = "auto") -> Scorer:
+def open_scorer(named: str, root: Root, device: str = "auto") -> Scorer:
     """Open the reward model with this name or key in ROOT/store, or in this directory. Raises ConfigError, ModelError
     or StoreError if there is none, or if a text's score depends on its batch or on padding."""
+    quiet_libraries()
     directory, manifest = find_checkpoint(named, root)
-    if manifest and manifest.stage in ("sft", "select", "ppo"):
-        raise ConfigError(f"'{named}' is a policy, not a reward model; evaluate it: triptych evaluate --config RECIPE")
+    check_is_reward_model(named, directory, manifest)
     model = load_scalar_model(directory, choose_device(device)).eval()
     tokenizer = load_tokenizer(directory)
     check_special_tokens(tokenizer, directory)
@@ -57,16 +59,35 @@ def open_scorer(named: str, root: Path, device: str = "auto") -> Scorer:
     return Scorer(named, directory, key, manifest, model, members, tokenizer, positions(model.config))
 
 
-def find_checkpoint(named: str, root: Path) -> tuple[Path, Manifest | None]:
-    """Return the directory for a path, or for a name or key in ROOT/store, and its manifest if it is in the store."""
-    if Path(named).is_dir():
-        return Path(named), None
-    store = CheckpointStore(root / "store")
+def check_is_reward_model(named: str, directory: Path, manifest: Manifest | None) -> None:
+    """Raises ConfigError, with the command that fits, for a policy or for a checkpoint that is no model."""
+    if manifest is not None and manifest.stage in ("comparisons", "evaluate"):
+        raise ConfigError(
+            f"'{named}' is a checkpoint of the stage {manifest.stage}, which holds no model; give one of reward_model"
+        )
+    policy = manifest.stage in ("sft", "select", "ppo") if manifest is not None else writes_text(directory)
+    if policy:
+        raise ConfigError(
+            f"'{named}' is a policy, not a reward model; to talk to it, write: triptych chat {named}; to compare it "
+            f"with other policies: triptych evaluate-tasks --models NAME={named} --tasks FILE"
+        )
+
+
+def writes_text(directory: Path) -> bool:
+    """Whether config.json says that the model generates text; False if it cannot be read."""
     try:
-        key = store.resolve(named)
+        architectures = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"]
+        return str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return False
+
+
+def find_checkpoint(named: str, root: Root) -> tuple[Path, Manifest | None]:
+    """Return the directory for a path, or for a name or key in ROOT/store, and its manifest if it is in the store."""
+    try:
+        return open_store(root).open(named)
     except StoreError as error:
         raise ConfigError(f"'{named}' is not a directory, and: {error}") from error
-    return store.path(key), store.manifest(key)
 
 
 def score_answers(scorer: Scorer, asked: Sequence[Asked], batch_size: int = 32) -> list[Scored | str]:
@@ -94,6 +115,6 @@ def _encode(
 ) -> tuple[list[int], list[list[int]]] | str:
     try:
         ids, answer_ids = encode_answers(scorer.tokenizer, prompt, answers)
-    except TemplateError as error:
-        return f"the chat template refuses it ({error})"
+    except RenderError as error:
+        return f"the chat template refuses it ({error.__cause__})"
     return (ids, answer_ids) if len(ids) + max(map(len, answer_ids)) <= scorer.max_length else "too long"

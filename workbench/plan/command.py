@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_schema.errors import printable
+from pipeline.configs import Recipe
+from pipeline.terminal.arguments import Arguments, count
+from pipeline.terminal.console import as_json
 from stages.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,15 +21,16 @@ MB = 1e6
 
 def command(words: Sequence[str]) -> None:
     """Run `triptych plan`: print one table, or one JSON object."""
-    parser = argparse.ArgumentParser(prog="triptych plan", allow_abbrev=False, description=__doc__)
+    parser = Arguments("plan", __doc__, recipe_settings=Recipe.__dataclass_fields__)
     parser.add_argument("recipe", type=Path, help="recipe with a section ppo")
     parser.add_argument("--model", metavar="DIR", help="model to plan for (default: ppo.sft, else sft.base_model)")
     parser.add_argument(
-        "--prompt-length", type=int, metavar="TOKENS", help="length of the prompts (default: ppo.max_prompt_length)"
+        "--prompt-length", type=count, metavar="TOKENS", help="length of the prompts (default: ppo.max_prompt_length)"
     )
     parser.add_argument("--no-time", action="store_true", help="predict memory only; do not time the passes")
     parser.add_argument("--json", action="store_true", help="print one JSON object, in bytes and seconds")
-    options, overrides = parser.parse_known_args(words)
+    parser.add_root()
+    options, overrides = parser.parse_with_settings(words)
 
     from pipeline.recipe import load_recipe
 
@@ -35,13 +38,18 @@ def command(words: Sequence[str]) -> None:
     if recipe.ppo is None:
         raise ConfigError(f"{options.recipe} has no section ppo to plan; add one, or give another recipe")
 
+    from checkpoint_store import open_store
+    from pipeline.gate.check import check_stages
+    from pipeline.plan import plan_pipeline
     from stages.ppo.reward_settings import reads_pipelines
     from workbench.plan.prediction import predict  # also imports the libraries that a run has in memory
     from workbench.plan.process import heap_holes, process_bytes
     from workbench.plan.timing import predict_seconds
 
+    store = open_store(options.root)
+    plans = plan_pipeline(recipe, store)
     process = process_bytes(recipe.ppo)
-    model = options.model or recipe.ppo.sft or recipe.sft.base_model
+    model = options.model or recipe.ppo.sft or (recipe.sft.base_model if recipe.sft else "")
     prompt_length = options.prompt_length or recipe.ppo.max_prompt_length
     with_reward_model = reads_pipelines(recipe.ppo.rewards)
     frozen_layers = recipe.reward_model.frozen_layers if recipe.reward_model and with_reward_model else None
@@ -49,7 +57,8 @@ def command(words: Sequence[str]) -> None:
     plan = predict(*asked)
     seconds = {} if options.no_time else predict_seconds(*asked)
     found = account(plan, process, heap_holes(recipe.ppo, plan), seconds)
-    print(json.dumps(found) if options.json else table(found, str(model), prompt_length, recipe.ppo))
+    print(as_json(found) if options.json else printable(table(found, str(model), prompt_length, recipe.ppo)))
+    check_stages(plans, {stage.stage for stage in plans if not stage.exists}, store, recipe.seed, dry_run=True)
 
 
 def account(plan: MemoryPlan, process: int, heap: int, seconds: dict[str, float]) -> dict[str, Any]:

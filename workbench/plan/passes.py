@@ -7,25 +7,21 @@ A Meter decides how they are measured: on fake tensors for memory (prediction.py
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    DynamicCache,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from policy.language_model import add_lora
+from policy.adapters import add_lora
+from policy.body import call, states
 from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.memory.checkpointing import checkpointed
 from policy.sampling.rollout import output_head
 from reward.adapter import scalar_model_over
+from reward.classes import scalar_class
 from reward.frozen_layers import cut_config
 from reward.scalar_model import scalar_head
 from stages.ppo.out_of_memory import micro_batch
@@ -60,7 +56,7 @@ class Models:
             if ppo.shared_backbone and device.type != "meta":
                 self.value: PreTrainedModel = scalar_model_over(self.policy, of_value)
             else:
-                self.value = AutoModelForSequenceClassification.from_config(of_value).eval()
+                self.value = scalar_class(of_value)._from_config(of_value).eval()
         self.bare_policy, self.bare_value = size(self.policy), size(self.value)
         self._adapters: tuple[Any, ...] = ()
         if ppo.lora is not None:
@@ -86,7 +82,7 @@ def sample(meter: Meter, model: PreTrainedModel, config: PpoConfig, prompt: int)
 
     def extend(cache: DynamicCache, tokens: int) -> DynamicCache:
         ids = torch.zeros(rows, tokens, dtype=torch.long, device=model.device)
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits = call(model, ids, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         drawn_from = (logits.float() / 0.9).softmax(-1)
         torch.empty_like(drawn_from)  # the buffer that multinomial allocates
         torch.multinomial(drawn_from, 1)
@@ -97,26 +93,32 @@ def sample(meter: Meter, model: PreTrainedModel, config: PpoConfig, prompt: int)
         cache = DynamicCache(config=model.config)
         meter.prepare(lambda: extend(cache, prompt + length - 2))  # all but the last token that the model reads
         meter.run("sampling", batches * (length - 1), lambda: extend(cache, 1))
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    kept = [part for layer in cache.layers for part in tensors_of(vars(layer).values())]
+    return sum(part.nbytes for part in kept)
+
+
+def tensors_of(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among these values: keys and values of attention, states of other layers (a mapping by number)."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from tensors_of(value.values())
 
 
 def policy_pass(model: PreTrainedModel, rows: int, prompt: int, response: int) -> Tensor:
     """Compute as policy.sampling.rollout.response_logprobs does, for rows of equal length."""
     ids = torch.zeros(rows, prompt + response, dtype=torch.long, device=model.device)
-    hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[:, prompt - 1 : -1].flatten(0, 1)
+    hidden = states(model, ids)[:, prompt - 1 : -1].flatten(0, 1)
     return token_logprobs_from_hidden(hidden, output_head(model), ids[:, prompt:].flatten()).logprobs
 
 
 def value_pass(model: PreTrainedModel, rows: int, prompt: int, response: int) -> Tensor:
     """Compute as reward.scalar_model.response_values does, for rows of equal length."""
     ids = torch.zeros(rows, prompt + response, dtype=torch.long, device=model.device)
-    hidden = body(model)(input_ids=ids, use_cache=False).last_hidden_state[:, prompt - 1 : -1].flatten(0, 1)
+    hidden = states(model, ids)[:, prompt - 1 : -1].flatten(0, 1)
     scalars: Tensor = scalar_head(model)(hidden)
     return scalars
-
-
-def body(model: PreTrainedModel) -> nn.Module:
-    return model.get_submodule(model.base_model_prefix)
 
 
 def read(meter: Meter, models: Models, config: PpoConfig, prompt: int, with_reward_model: bool) -> None:

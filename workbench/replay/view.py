@@ -13,8 +13,9 @@ from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from data_schema.errors import printable
+from pipeline.terminal.console import screen
 from stages.ppo.record import Record
-from workbench.inspect.view import visible
 
 Number = float | str | None  # str: why an iteration stopped; None: the number is missing
 COLUMNS = ("reward", "kl", "value", "advantage", "logprob")
@@ -84,18 +85,21 @@ def print_replay(
     episodes: Sequence[dict[str, Any]],
 ) -> None:
     """Print the metrics, the result of the comparison, and the episodes."""
-    console = Console()
+    console = screen()
     title = f"{options.run}, iteration {options.step}: {len(record.experience.scores)} episodes"
-    console.print(Text(f"{title}, {len(record.steps)} minibatches, KL coefficient {record.kl_coef:g}", "bold"))
+    console.print(
+        Text(f"{printable(title)}, {len(record.steps)} minibatches, KL coefficient {record.kl_coef:g}", "bold")
+    )
     if record.stopped:
-        console.print(Text(f"the run stopped here: {visible(record.stopped)}", "red"), soft_wrap=True)
+        console.print(Text(f"the run stopped here: {printable(record.stopped)}", "red"), soft_wrap=True)
     if found is not None:
         table = Table.grid(padding=(0, 2))
         for name, value in found.metrics.items():
             table.add_row(name, f"{value:.9g}")
         console.print(table)
         console.print(
-            Text(outcome(found, options.step), "green" if found.difference is None else "red"), soft_wrap=True
+            Text(printable(outcome(found, options.step)), "green" if found.difference is None else "red"),
+            soft_wrap=True,
         )
         if found.difference is not None and changed:
             console.print(f"library versions changed since the run: {', '.join(changed)}", soft_wrap=True, markup=False)
@@ -123,14 +127,14 @@ def print_episode(console: Console, episode: dict[str, Any]) -> None:
     heading = (
         f"\nepisode {episode['episode']}: score {episode['score']:.3f} ({parts}), KL {episode['kl']:.3f} nats, {end}"
     )
-    console.print(Text(heading, "bold"), soft_wrap=True)
-    console.print(Text(visible(episode["prompt"]), "dim"), soft_wrap=True)
+    console.print(Text(printable(heading), "bold"), soft_wrap=True)
+    console.print(Text(printable(episode["prompt"]), "dim"), soft_wrap=True)
     table = Table("token", *COLUMNS, box=None, padding=(0, 2, 0, 0))
     for column in table.columns[1:]:
         column.justify = "right"
     for token in episode["tokens"]:
         cells = [Text(f"{token[name]:+.3f}", colour(name, token[name])) for name in COLUMNS]
-        table.add_row(Text(repr(visible(token["token"]))), *cells)
+        table.add_row(Text(repr(printable(token["token"]))), *cells)
     console.print(table)
 
 

@@ -8,7 +8,6 @@ Writes ROOT/sweeps/NAME/summary.json and table.md.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import re
@@ -20,12 +19,15 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from checkpoint_store import CheckpointStore, StoreError
+from checkpoint_store import CheckpointStore, Root, StoreError, local_root, open_store
 from data_schema import DataError
 from pipeline.configs import Recipe
 from pipeline.plan import STAGES, StagePlan, plan_pipeline
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_stages
+from pipeline.terminal.arguments import Arguments
+from pipeline.terminal.console import one_line, visible
+from pipeline.terminal.failures import known_failure
 from stages.errors import ConfigError
 from stages.settings import plain
 from stages.sft.held_out_losses import read_losses
@@ -51,7 +53,7 @@ class Cell(NamedTuple):
 
 def command(words: Sequence[str]) -> None:
     """Run `triptych sweep ...`. Raises ConfigError after printing the table if a cell failed."""
-    parser = argparse.ArgumentParser(prog="triptych sweep", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Arguments("sweep", __doc__.partition("\n")[0], recipe_settings=Recipe.__dataclass_fields__)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe to run under several settings")
     parser.add_argument(
         "--over",
@@ -64,9 +66,9 @@ def command(words: Sequence[str]) -> None:
     parser.add_argument("--stage", default="sft", help="run up to this stage and compare its results (default: sft)")
     parser.add_argument("--name", help="name of the sweep and of its W&B group (default: RECIPE-KEY)")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="read FILE for data set NAME")
-    parser.add_argument("--root", type=Path, default=Path("out"), help="directory for all results (default: out)")
+    parser.add_root()
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
-    options, overrides = parser.parse_known_args(words)
+    options, overrides = parser.parse_with_settings(words)
 
     stage = options.stage.replace("-", "_")
     if stage not in STAGES:
@@ -81,7 +83,7 @@ def command(words: Sequence[str]) -> None:
     recipes = load_recipes(options.recipe, overrides, copies, grid, seeds)
     base = recipes[0][1].name
     name = options.name or word("-".join([base, *(key.rpartition(".")[2] for key in grid)]))
-    store = CheckpointStore(options.root / "store")
+    store = open_store(options.root)
     cells = plan_cells(recipes, stage, name, store)
     if options.dry_run:
         print_sweep_plan(name, stage, [(cell.title, cell.plans) for cell in cells])
@@ -89,7 +91,7 @@ def command(words: Sequence[str]) -> None:
     errors = run_cells(cells, store, options.root)
     results = [read_result(cell, error, store) for cell, error in zip(cells, errors, strict=True)]
     summary = {"sweep": name, "recipe": base, **summarise_sweep(stage, results)}
-    folder = write_sweep(options.root / "sweeps" / name, summary)
+    folder = write_sweep(local_root(options.root) / "sweeps" / name, summary)
     print_sweep(summary, folder)
     if failed := [cell.title for cell, error in zip(cells, errors, strict=True) if error]:
         raise ConfigError(f"{len(failed)} of {len(cells)} runs failed ({'; '.join(failed)}); see above")
@@ -174,7 +176,7 @@ def plan_cells(
     return cells
 
 
-def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Path) -> list[str | None]:
+def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Root) -> list[str | None]:
     """Run the unpublished stages, cell by cell; return each cell's error message, or None if it succeeded."""
     from policy import ModelError
 
@@ -184,20 +186,21 @@ def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Path) -> list
         missing = [plan for plan in cell.plans if not store.exists(plan.key)]
         error = next((failed[plan.key] for plan in missing if plan.key in failed), None)
         if missing:
-            print(f"({number}/{len(cells)}) {cell.title}", flush=True)
+            print(f"({number}/{len(cells)}) {visible(cell.title)}", flush=True)
         if error is None:
             try:
                 run_stages(cell.recipe, cell.plans, {plan.stage for plan in missing}, store, root)
             except (ConfigError, DataError, ModelError, StoreError) as problem:
                 error = " ".join(str(problem).split())
-            except Exception as problem:  # a bug, or out of memory: other cells may still succeed
-                traceback.print_exc()
-                error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            except Exception as problem:  # other cells may still succeed
+                if (error := known_failure(problem)) is None:
+                    traceback.print_exc()
+                    error = f"a bug in triptych, see above ({' '.join(str(problem).split())})"
             if error is not None:
                 undone = [plan.key for plan in missing if not store.exists(plan.key)]
                 failed[undone[0] if undone else cell.plans[-1].key] = error
         if error is not None:
-            print(f"({number}/{len(cells)}) failed: {error}", file=sys.stderr, flush=True)
+            print(f"({number}/{len(cells)}) failed: {one_line(str(error))}", file=sys.stderr, flush=True)
         errors.append(error)
         gc.collect()  # a trainer and its model refer to each other
     return errors

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.plan import StagePlan
+from pipeline.terminal.console import screen
 from stages.sft.held_out_losses import RowLoss, bits_per_byte, compare_losses
 from stages.statistics import mean_with_standard_error
 
@@ -71,7 +70,6 @@ COLUMNS = {
     ),
 }
 SECONDS = Column("seconds", "seconds", digits=0)
-WIDE = 200  # characters of a table's width if it is not printed to a terminal
 
 
 def flat_numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -253,7 +251,7 @@ def write_sweep(folder: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def print_sweep(summary: Mapping[str, Any], folder: Path) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = screen()
     header, cells = table_of(summary)
     table = Table(title=f"{summary['sweep']}: {summary['stage']}", title_justify="left")
     for number, title in enumerate(header):
@@ -277,4 +275,4 @@ def print_sweep_plan(name: str, stage: str, cells: Sequence[tuple[str, Sequence[
         would = ["published" if plan.exists else "shared" if plan.key in seen else "run" for plan in plans]
         seen.update(plan.key for plan in plans)
         table.add_row(title, *would)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+    screen().print(table)

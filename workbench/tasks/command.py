@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from data_schema import Source
+from pipeline.terminal.arguments import Arguments, seed
 from stages.errors import ConfigError
 from workbench.tasks.evaluation import TaskEvaluation, evaluate_tasks, write_samples
 
@@ -41,11 +41,10 @@ def command(words: Sequence[str]) -> None:
     print_report(report)
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="triptych evaluate-tasks",
-        allow_abbrev=False,
-        description="Compare models on held-out tasks, zero- or few-shot: rank classification, exact match, ROUGE-L. "
+def parser() -> Arguments:
+    made = Arguments(
+        "evaluate-tasks",
+        "Compare models on held-out tasks, zero- or few-shot: rank classification, exact match, ROUGE-L. "
         "Differences are taken from the first model.",
     )
     add, default = made.add_argument, TaskEvaluation
@@ -72,9 +71,9 @@ def parser() -> argparse.ArgumentParser:
     add("--split", default="train", help="split of hub data sets and Python functions (default: train)")
     add("--limit", type=int, help="rows to read per source (default: all)")
     add("--on-bad-row", choices=("error", "drop"), default="error", help="stop at an unusable row (default) or drop it")
-    add("--seed", type=int, default=default.seed, help="seed for sampling rows and exemplars (default: 0)")
+    add("--seed", type=seed, default=default.seed, help="seed for sampling rows and exemplars (default: 0)")
     add("--device", choices=("auto", "cpu", "cuda"), default=default.device, help="device (default: auto, GPU if any)")
-    add("--root", type=Path, default=Path("out"), help="directory with the checkpoint store (default: out)")
+    made.add_root()
     add("--json", type=Path, metavar="FILE", help="write the report to FILE")
     add("--samples", type=Path, metavar="FILE", help="write every row with its answers to FILE, as JSON lines")
     return made

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from checkpoint_store import Root, open_store
+from pipeline.terminal.console import visible
 from stages.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,9 +83,8 @@ class Evaluation(NamedTuple):
     left_out: dict[str, int]
 
 
-def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
+def evaluate_tasks(config: TaskEvaluation, root: Root) -> Evaluation:
     """Evaluate the models. Errors in data or models are raised before any weights are loaded."""
-    from checkpoint_store import CheckpointStore
     from data_schema import Demonstration, load_all
     from policy.language_model import choose_device
     from stages.job import read_seen_prompts
@@ -91,7 +92,7 @@ def evaluate_tasks(config: TaskEvaluation, root: Path) -> Evaluation:
     from workbench.tasks.models import open_reader
 
     device = choose_device(config.device)
-    store = CheckpointStore(root / "store")
+    store = open_store(root)
     readers = [open_reader(*name_and_model(named), store, config.template) for named in config.models]
     seen = read_seen_prompts(Path(reader.source) for reader in readers)
     records = load_all(config.tasks, Demonstration, config.seed)
@@ -196,9 +197,9 @@ def compare(example: Example, answer: GreedyAnswer) -> Row:
 
 @contextmanager
 def progress_bar(name: str, total: int) -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
+    from stages.progress import progress
 
-    with tqdm(total=total, desc=name, unit="row") as bar:
+    with progress(total=total, desc=visible(name), unit="row") as bar:
         yield bar.update
 
 

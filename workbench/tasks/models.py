@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,8 @@ from policy.language_model import load_config, load_tokenizer, load_weights
 from policy.seq2seq import encode_answers_apart, set_seq2seq_template
 from stages.errors import ConfigError
 from workbench.tasks.data import Example
+
+POLICY_STAGES = ("sft", "select", "ppo")
 
 
 class Reader(NamedTuple):
@@ -60,14 +61,16 @@ def open_reader(name: str, model: str, store: CheckpointStore, template: str | N
 
 def find_model(model: str, store: CheckpointStore) -> tuple[str, str | None]:
     """Return (directory or hub name, key if in the store). Raises ConfigError if the model is not found."""
-    if Path(model).is_dir():
-        return model, None
     try:
-        key = store.resolve(model)
+        folder, manifest = store.open(model)
     except StoreError as error:
         try:
             load_tokenizer(model)
         except ModelError:
             raise ConfigError(f"--models: '{model}' is not a directory and was not found on the hub; {error}") from None
         return model, None
-    return str(store.path(key)), key
+    if manifest is not None and manifest.stage not in POLICY_STAGES:
+        raise ConfigError(
+            f"--models: '{model}' is a checkpoint of {manifest.stage}, not a policy; give one of sft, select or ppo"
+        )
+    return str(folder), manifest.key if manifest else None

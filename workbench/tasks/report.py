@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from pipeline.terminal.console import screen
 from workbench.tasks.data import Task
 from workbench.tasks.evaluation import EXACT, METRICS, RANK, Evaluation, Row, TaskEvaluation
 from workbench.tasks.metrics import Estimate, mean, mean_of_tasks, share
-
-WIDTH_IN_FILES = 240  # columns
 
 
 def as_json(evaluation: Evaluation, config: TaskEvaluation) -> dict[str, Any]:
@@ -111,9 +109,7 @@ def bounds(estimate: Estimate, lowest: float = -1.0) -> dict[str, float | None]:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Print a line for each task and metric, then the means, then notes on how to read the table."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_IN_FILES)
+    console = screen()
     names = list(report["models"])
     shots = {0: "zero-shot", 1: "one-shot"}.get(report["shots"], f"{report['shots']} shots")
     table = Table(title=f"tasks, {shots}, with 95 % intervals", title_justify="left")

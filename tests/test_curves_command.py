@@ -2,16 +2,33 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_recipe import Chain
 
 from checkpoint_store import CheckpointStore
 from data_schema import DataError
-from scripts import plot_curves
-from scripts.plot_curves import PANELS, read_curves
+from pipeline.__main__ import main
+from workbench.curves.command import sparkline
+from workbench.curves.record import find_record, read_curves
 
 KEY = "0123456789abcdef0123"
+PANELS = {  # of a PPO run with the quickstart's monitor
+    "objective/score": ("Learned reward", "score of the reward model"),
+    "monitor/gold": ("Gold score", "score of the judge"),
+    "monitor/correctness": ("Correctness", "share of each task solved"),
+    "objective/kl": ("Distance from SFT", "KL, nats per answer"),
+}
+
+
+@pytest.fixture(autouse=True)
+def signal_handler_put_back() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def write_record(path: Path, steps: int = 5, slope: float = 1.0, without: str = "") -> Path:
@@ -25,7 +42,7 @@ def write_record(path: Path, steps: int = 5, slope: float = 1.0, without: str = 
 def test_a_picture_has_a_panel_for_each_metric_and_a_line_for_each_run(tmp_path: Path) -> None:
     runs = [write_record(tmp_path / "a.jsonl"), write_record(tmp_path / "b.jsonl", slope=-1.0)]
     picture = tmp_path / "images" / "curves.svg"
-    assert plot_curves.main([*map(str, runs), "--labels", "with KL", "without KL", "--out", str(picture)]) == 0
+    assert main(["curves", *map(str, runs), "--labels", "with KL", "without KL", "--out", str(picture)]) == 0
     svg = picture.read_text(encoding="utf-8")
     for text in ("with KL", "without KL", "PPO iteration", *(word for panel in PANELS.values() for word in panel)):
         assert f">{text}</text>" in svg
@@ -35,7 +52,7 @@ def test_a_picture_has_a_panel_for_each_metric_and_a_line_for_each_run(tmp_path:
 
 def test_a_png_can_be_had_as_well(tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
-    assert plot_curves.main([str(write_record(tmp_path / "a.jsonl")), "--out", str(picture)]) == 0
+    assert main(["curves", str(write_record(tmp_path / "a.jsonl")), "--out", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -56,10 +73,10 @@ def test_a_published_run_is_found_by_its_name(tmp_path: Path) -> None:
         metrics={},
     )
     record = write_record(tmp_path / "out" / "runs" / KEY / "metrics.jsonl")
-    assert plot_curves.find_record("tiny/ppo", tmp_path / "out") == record
+    assert find_record("tiny/ppo", tmp_path / "out") == record
     record.unlink()
     with pytest.raises(DataError, match=r"tiny/ppo has no metrics at .*metrics\.jsonl; give the path"):
-        plot_curves.find_record("tiny/ppo", tmp_path / "out")
+        find_record("tiny/ppo", tmp_path / "out")
 
 
 def test_a_missing_metric_is_named_with_those_there_are(tmp_path: Path) -> None:
@@ -68,6 +85,33 @@ def test_a_missing_metric_is_named_with_those_there_are(tmp_path: Path) -> None:
         DataError, match=r"has no monitor/gold; .* --metrics among: objective/score, monitor/correctness"
     ):
         read_curves(record, "a", list(PANELS))
+
+
+def test_without_a_choice_the_main_metrics_that_are_there_are_read(tmp_path: Path) -> None:
+    record = write_record(tmp_path / "a.jsonl", without="monitor/gold")
+    assert [curve.metric for curve in read_curves(record, "a", None)] == [name for name in PANELS if "gold" not in name]
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"step": 1, "time": 0.5, "mine": 2}\n')
+    assert [curve.metric for curve in read_curves(other, "b", None)] == ["mine"]
+
+
+def test_without_a_picture_each_curve_is_a_line_in_the_terminal(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["curves", "small/ppo", "small/ppo", "--labels", "a", "b", "--root", str(chain.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["metric", "run", "curve", "first", "last", "lowest", "highest", "steps"]
+    assert sum("objective/kl" in line for line in lines) == 2
+    for stage in ("sft", "reward_model"):
+        assert main(["curves", f"small/{stage}", "--root", str(chain.root)]) == 0
+        assert f"{stage}/loss" in capsys.readouterr().out
+
+
+def test_blocks_rise_with_the_values_and_long_curves_are_averaged() -> None:
+    assert sparkline([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1.0, None, 1.0]) == "▁ ▁"
+    assert sparkline([]) == ""
+    assert sparkline([1.0, 3.0] * 10 + [5.0, 7.0] * 10, columns=2) == "▁█"
 
 
 def test_what_is_not_finite_is_a_gap_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
@@ -83,6 +127,7 @@ def test_what_is_not_finite_is_a_gap_and_a_line_cut_short_is_left_out(tmp_path: 
         (["a.jsonl", "--out", "x.gif"], "cannot write x.gif: its name must end in .svg or .png"),
         (["a.jsonl", "a.jsonl", "--out", "x.svg"], "2 runs need as many different labels"),
         (["bad.jsonl", "--out", "x.svg"], "bad.jsonl:1 is not JSON"),
+        (["list.jsonl"], "list.jsonl:1 is not a line of metrics with a step"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -91,7 +136,8 @@ def test_a_mistake_is_one_line(
     monkeypatch.chdir(tmp_path)
     write_record(tmp_path / "a.jsonl")
     (tmp_path / "bad.jsonl").write_text("step 1\n")
-    assert plot_curves.main(words) == 2
+    (tmp_path / "list.jsonl").write_text("[]\n")
+    assert main(["curves", *words]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

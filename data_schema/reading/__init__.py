@@ -1,0 +1,1 @@
+"""Readers of data files of every type, one row at a time."""

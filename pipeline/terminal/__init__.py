@@ -1,0 +1,1 @@
+"""The command line's words and what it prints: arguments, failures, tables, the end of a run."""

@@ -1,0 +1,151 @@
+"""The class of a scalar model: the sequence classifier of an architecture, or one made here if it has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from policy.body import body_of, states
+from policy.errors import ModelError
+from policy.twin import tiny_config, tiny_twin
+
+
+def is_published(config: PreTrainedConfig) -> bool:
+    """Whether AutoModelForSequenceClassification knows this architecture."""
+    return type(config) in AutoModelForSequenceClassification._model_mapping
+
+
+def scalar_class(config: PreTrainedConfig) -> Any:
+    """The class to build and load a scalar model with, tried once per architecture on a tiny copy. Raises ModelError if
+    there is none whose scores are a linear head's at the last token."""
+    kind = type(config)
+    if kind not in _classes:
+        published = is_published(config)
+        found = AutoModelForSequenceClassification._model_mapping[kind] if published else _own_class(kind, config)
+        fits = _scores_by_its_head(found, config) if published else _loads_the_body(found, config)
+        _classes[kind] = found if fits else None
+    if _classes[kind] is None:
+        raise ModelError(
+            f"no reward model can be built on a model of type {config.model_type}: its sequence classifier does not "
+            "read a linear head at the last token; use another architecture (docs/models.md)."
+        )
+    return _classes[kind]
+
+
+_classes: dict[type[PreTrainedConfig], Any] = {}
+
+
+def head_of_scalar(model: PreTrainedModel) -> torch.nn.Module | None:
+    """The layer from hidden state to scalar, under the architecture's name for it."""
+    found: torch.nn.Module | None = getattr(model, "score", None) or getattr(model, "classifier", None)
+    return found
+
+
+@torch.no_grad()
+def _scores_by_its_head(kind: Any, config: PreTrainedConfig) -> bool:
+    """Whether a published class's score of a text is its linear head's output at the last token."""
+    if issubclass(kind, GenericForSequenceClassification):
+        return True
+    try:
+        small = tiny_config(config)
+        small.num_labels, small.pad_token_id = 1, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = kind._from_config(small).eval()
+        head = head_of_scalar(model)
+        if not isinstance(head, torch.nn.Linear):
+            return False
+        head.weight.copy_(torch.linspace(-1, 2, head.in_features)[None])
+        ids = torch.arange(10, 20)[None]
+        own, ours = model(input_ids=ids).logits[0, 0], head(states(model, ids)[0, -1])[0]
+        return torch.allclose(own, ours, atol=1e-4)
+    except Exception:  # what an architecture does not support fails in ways that cannot be listed
+        return False
+
+
+def load_scalar(source: str | Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """Load a language model, or a published scalar model, as a scalar model with one label, in float32. A language
+    model's head is not initialised in any useful way. Raises ModelError as `scalar_class` does."""
+    kind = scalar_class(config)
+    if is_published(config):
+        found: PreTrainedModel = kind.from_pretrained(
+            source, num_labels=1, dtype=torch.float32, trust_remote_code=False
+        )
+        return found
+    return _load_own(kind, source)
+
+
+def _load_own(kind: Any, source: str | Path) -> PreTrainedModel:
+    """Weights of the body are loaded by the language model's class, which may rename them."""
+    language_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+    config = language_model.config
+    config.num_labels = 1
+    with torch.device("meta"):
+        model: PreTrainedModel = kind._from_config(config)
+    setattr(model, kind.base_model_prefix, body_of(language_model))
+    head = model.score.to_empty(device=language_model.device)
+    torch.nn.init.zeros_(head.weight)
+    for file in sorted(Path(source).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            if "score.weight" in tensors.keys():  # noqa: SIM118  # it is no mapping
+                with torch.no_grad():
+                    head.weight.copy_(tensors.get_tensor("score.weight"))
+    return model.eval()
+
+
+@torch.no_grad()
+def _loads_the_body(kind: Any, config: PreTrainedConfig) -> bool:
+    """Whether a class made here reads a saved language model as that does, and its own saved model as before."""
+    ids = torch.arange(10, 20)[None]
+    try:
+        twin = tiny_twin(config)
+        with TemporaryDirectory() as folder:
+            twin.save_pretrained(f"{folder}/language_model")
+            first = _load_own(kind, f"{folder}/language_model")
+            first.score.weight.copy_(torch.linspace(-1, 2, first.score.in_features)[None])
+            first.save_pretrained(f"{folder}/scalar_model")
+            again = _load_own(kind, f"{folder}/scalar_model")
+        scores = [model.score(states(model, ids)) for model in (first, again)]
+        return torch.allclose(states(first, ids), states(twin, ids), atol=1e-4) and torch.equal(*scores)
+    except Exception:  # as above
+        return False
+
+
+def _own_class(kind: type[PreTrainedConfig], config: PreTrainedConfig) -> Any:
+    """A class like those of transformers: the language model's body and a linear head named `score`."""
+    try:
+        language_model: Any = AutoModelForCausalLM._model_mapping[kind]
+    except KeyError:
+        raise ModelError(
+            f"{kind.__name__} is not the config of a language model, so it cannot be a reward model; give one."
+        ) from None
+    family = next(each for each in language_model.__mro__ if _is_family(each))
+    name = language_model.__name__.replace("ForCausalLM", "").replace("LMHeadModel", "")
+    settings = {
+        "base_model_prefix": _name_of_body(config, language_model),
+        "config_class": kind,  # a family's own may be a config that contains this one
+        "__module__": __name__,
+    }
+    return type(f"{name}ForSequenceClassification", (GenericForSequenceClassification, family), settings)
+
+
+def _is_family(kind: type) -> bool:
+    """Whether this is an architecture's base class, which knows its config and how to initialise its layers."""
+    return issubclass(kind, PreTrainedModel) and kind.__name__.endswith("PreTrainedModel")
+
+
+def _name_of_body(config: PreTrainedConfig, language_model: Any) -> str:
+    """The attribute that is the language model's body, so that its weights are found under their names."""
+    try:
+        twin = tiny_twin(config)
+    except ValueError:
+        prefix: str = language_model.base_model_prefix
+        return prefix
+    body = body_of(twin)
+    return next(name for name, child in twin.named_children() if child is body)

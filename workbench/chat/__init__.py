@@ -1,0 +1,1 @@
+"""`triptych chat`: talk to a policy in the terminal."""

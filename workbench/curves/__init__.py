@@ -1,0 +1,1 @@
+"""`triptych curves`: show the metrics of runs as curves."""

@@ -1,0 +1,1 @@
+"""`triptych list`, `show`, `log`, `diff`, `verify`, `rm`: look after checkpoints."""
