@@ -30,6 +30,7 @@ run a recipe:
 before a run:
   data inspect SOURCE        show what a data set contains, its problems, and which tokens are trained
   check MODEL                try what triptych relies on in a model, and say what it lacks
+  check MODEL                show how a model is read, what it lacks, and whether it can be used
   plan RECIPE                predict PPO's memory use and time per iteration
 after a run:
   chat MODEL                 talk to a policy
@@ -190,7 +191,10 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
     )
     parser.add_root()
     parser.add_argument("--force", action="store_true", help="run the selected stages even if they are done")
-    parser.add_argument("--dry-run", action="store_true", help="print which stages would run, and why")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all inputs, and print which stages would run and why"
+    )
+    parser.add_argument("--check-model", action="store_true", help="also load the base model's weights and check them")
     parser.add_argument(
         "--print_config", "--print-config", action="store_true", help="print the recipe with all defaults"
     )
@@ -226,7 +230,7 @@ def run_recipe(command: str, words: Sequence[str]) -> None:
 
     first, only = (name and STAGE_COMMANDS.get(name.replace("_", "-"), name) for name in (first, only))
     selection = Selection(first, STAGE_COMMANDS.get(command) or only, options.force)
-    run_pipeline(recipe, options.root, selection, options.dry_run)
+    run_pipeline(recipe, options.root, selection, options.dry_run, check_model=options.check_model)
 
 
 def given_recipe(command: str, word: str | None, config: str | None) -> Path:

@@ -38,10 +38,15 @@ logger = logging.getLogger("triptych")
 
 
 def run_pipeline(
-    recipe: Recipe, root: Root, selection: Selection = EVERYTHING, dry_run: bool = False, quiet: bool = False
+    recipe: Recipe,
+    root: Root,
+    selection: Selection = EVERYTHING,
+    dry_run: bool = False,
+    quiet: bool = False,
+    check_model: bool = False,
 ) -> dict[str, Any]:
     """Run the stages that must run. Returns the summary, which is also written to summary.json, and prints it unless
-    `quiet`.
+    `quiet`. `check_model` loads the base model's weights before the first stage, or in the dry run, to check them.
 
     An error in a stage is raised; stages that have finished stay published, and the next run continues after them."""
     store = open_store(root)
@@ -51,9 +56,9 @@ def run_pipeline(
     refuse_encoder_decoders(plans, to_run)
     if dry_run:
         print_plan(recipe, plans, to_run, selection)
-        check(recipe, plans, to_run, store, dry_run=True)
+        check(recipe, plans, to_run, store, dry_run=True, check_model=check_model)
         return {}
-    done = run_stages(recipe, plans, to_run, store, root)
+    done = run_stages(recipe, plans, to_run, store, root, check_model)
     summary = summarise(recipe, done, store)
     folder = local_root(root) / "pipelines" / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,13 +74,18 @@ def run_pipeline(
 
 
 def run_stages(
-    recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, root: Root
+    recipe: Recipe,
+    plans: Sequence[StagePlan],
+    to_run: Collection[str],
+    store: CheckpointStore,
+    root: Root,
+    check_model: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run the stages in `to_run` and name the published ones. Returns the summary's rows by stage."""
     done: dict[str, dict[str, Any]] = {}
     if modules := named_modules(plan.config for plan in plans if plan.stage in to_run):
         print(f"importing the code that the recipe names: {visible(', '.join(modules))}", flush=True)
-    check(recipe, plans, to_run, store)
+    check(recipe, plans, to_run, store, check_model=check_model)
     for number, plan in enumerate(plans, start=1):
         if plan.stage in to_run:
             check_parents(plan, plans, store)
@@ -96,14 +106,19 @@ def run_stages(
 
 
 def check(
-    recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, dry_run: bool = False
+    recipe: Recipe,
+    plans: Sequence[StagePlan],
+    to_run: Collection[str],
+    store: CheckpointStore,
+    dry_run: bool = False,
+    check_model: bool = False,
 ) -> None:
     """Check models and data of the stages in `to_run`, as `check_stages` does."""
     if to_run:
         from pipeline.gate.check import check_stages  # loads transformers
 
         quiet_libraries()
-        check_stages(plans, to_run, store, recipe.seed, dry_run)
+        check_stages(plans, to_run, store, recipe.seed, dry_run, check_model)
 
 
 def check_parents(plan: StagePlan, plans: Sequence[StagePlan], store: CheckpointStore) -> None:
@@ -145,6 +160,7 @@ def run_and_publish(plan: StagePlan, recipe: Recipe, store: CheckpointStore, dir
         module = importlib.import_module(f"stages.{plan.stage}.stage")  # torch is imported here, not earlier
         result: StageResult = module.run(plan.config, Job(directory, parents, tracker, recipe.seed))
         metrics = {**as_json(result.metrics), "seconds": round(time.monotonic() - started, 2)}
+        metrics |= how_read(directory / "output")
         if tracker.warnings:
             metrics["warnings"] = list(tracker.warnings)
         if store.exists(plan.key):  # --force: the old checkpoint stays until the new one is ready
@@ -165,6 +181,17 @@ def run_and_publish(plan: StagePlan, recipe: Recipe, store: CheckpointStore, dir
     shutil.rmtree(directory / "output")
     shutil.rmtree(directory / "trainer", ignore_errors=True)
     return manifest
+
+
+def how_read(directory: Path) -> dict[str, Any]:
+    """How a stage's model is read, for the manifest; nothing for a stage without a model or for an encoder-decoder."""
+    from policy.language_model import load_config
+    from policy.reading import reading_for_record
+
+    if not (directory / "config.json").is_file():
+        return {}
+    config = load_config(directory)
+    return {} if config.is_encoder_decoder else {"reading": reading_for_record(config)}
 
 
 def merged_accounts(planned: Mapping[str, Any], counted: Mapping[str, Any]) -> dict[str, Any]:

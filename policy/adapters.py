@@ -31,7 +31,12 @@ def add_lora(
 
     # Dropout 0: PPO compares log-probabilities of one text before and after a step; dropout would change them.
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=_target_modules(model, targets), task_type=task_type
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=_target_modules(model, targets),
+        exclude_modules=_special_linear_layers(model) if targets.strip() == ALL_LINEAR else None,
+        task_type=task_type,
     )
     try:
         with warnings.catch_warnings():
@@ -90,6 +95,18 @@ def linear_layers(model: nn.Module) -> list[str]:
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) or type(layer).__name__ == "Linear4bit"
     ]
+
+
+def _special_linear_layers(model: nn.Module) -> list[str] | None:
+    """Linear layers that compute something else than a product (routers of experts, grouped projections), to which an
+    adapter's product cannot be added."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+        and type(layer).forward is not nn.Linear.forward
+        and type(layer).__name__ != "Linear4bit"
+    ] or None
 
 
 def merged(adapted: Any) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,6 +36,7 @@ SLOWER = {
 FAST = Reading()
 _of_model: WeakKeyDictionary[PreTrainedModel, tuple[Reading, Reading]] = WeakKeyDictionary()
 _of_config: dict[str, tuple[Reading, Reading] | ModelError] = {}
+_announced: set[tuple[str, str]] = set()
 
 
 def reading_of(model: PreTrainedModel, longest: int = ANY) -> Reading:
@@ -42,11 +44,8 @@ def reading_of(model: PreTrainedModel, longest: int = ANY) -> Reading:
 
     Raises ModelError if no way is exact."""
     if model not in _of_model:
-        found = readings_of_config(model.config, model.device) or _tried(model)
-        if type(model).__name__.endswith("ForCausalLM"):
-            for line in slower_ways(found[0]):
-                logger.info("%s: %s", type(model).__name__, line)
-        _of_model[model] = found
+        _of_model[model] = readings_of_config(model.config, model.device) or _tried(model)
+        announce(model.config.model_type, _of_model[model])
     within, beyond = _of_model[model]
     reach = reach_of(model.config)
     if longest > reach and beyond.rows == "refused":
@@ -62,6 +61,15 @@ def reads_packed(model: PreTrainedModel) -> bool:
     return reading_of(model).rows == "packed"
 
 
+def announce(model_type: str, readings: tuple[Reading, Reading]) -> None:
+    """Log how models of this type are read, if it is in a slower way; once for each type."""
+    lines = [line for reading in readings[::-1] for line in slower_ways(reading)]
+    for line in dict.fromkeys(lines):
+        if (model_type, line) not in _announced:
+            _announced.add((model_type, line))
+            logger.info("model type %s: %s", model_type, line)
+
+
 def slower_ways(reading: Reading) -> list[str]:
     """What is read in a slower way than usual, and why, in words."""
     named = (reading.logits, f"{reading.rows} rows", f"{reading.cache} cache")
@@ -74,11 +82,22 @@ def reach_of(config: PreTrainedConfig) -> int:
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [part for part in rope.values() if isinstance(part, dict)] or [rope]
-    limits = [getattr(text, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size")]
+    windows = ("sliding_window", "window_size", "attention_chunk_size", "keep_window_size")
+    limits = [getattr(text, name, None) for name in windows]
     limits += [part.get("original_max_position_embeddings") for part in kinds]
     if any(part.get("rope_type") == "dynamic" for part in kinds):
         limits.append(text.max_position_embeddings)
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=0)
+
+
+def reading_for_record(config: PreTrainedConfig) -> dict[str, Any]:
+    """The reading of long texts by field, and how short ones are read if that differs."""
+    found = readings_of_config(config)
+    if found is None:
+        return {"tried_on": "the model itself"}
+    within, beyond = found
+    short = {"up_to": reach_of(config), "short_texts": within._asdict()} if within != beyond else {}
+    return beyond._asdict() | short
 
 
 def longest_answer(config: PreTrainedConfig) -> int:

@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.body import call, states
 from policy.errors import ModelError
-from policy.language_model import positions
+from policy.language_model import check_decoder_only, load_config, load_tokenizer, load_weights, positions
 from policy.reading import FAST, longest_answer, reach_of, readings_of_config
 from policy.sampling.rollout import output_head
-from policy.special_tokens import check_special_tokens, stop_ids, vocabulary_size
+from policy.special_tokens import check_special_tokens, hide_ids_without_token, stop_ids, vocabulary_size
 from policy.trials import ANY, EXACT, Reading
 from reward.classes import is_published, scalar_class
+from reward.scalar_model import load_scalar_model
 from reward.shared_prompt import longest_shared
 
 
@@ -31,6 +32,7 @@ class Fact(NamedTuple):
     state: str = "exact"  # "exact", "slower" (exact, in a slower way), "set" (a setting is needed), "refused"
 
 
+ESSENTIAL = ("answers end with", "padding", "weights", "logits of a text")  # without these no stage can use a model
 WAYS = {
     "own forward": "by the model's own forward pass, since they are not its output embedding times its states",
     "head": "output embedding times the last states",
@@ -44,6 +46,34 @@ WAYS = {
     "refused cache": "not possible",
     "refused": "not possible",
 }
+
+
+def model_facts(source: str, pad_token: str | None, with_weights: bool) -> list[Fact]:
+    """All facts about the model in a directory or on the hub. Raises ModelError if it is not a decoder-only model or
+    cannot be read exactly."""
+    check_decoder_only(source)
+    config, tokenizer = load_config(source), load_tokenizer(source)
+    if pad_token is not None:
+        tokenizer.add_special_tokens({"pad_token": pad_token})
+    kind = (config.architectures or [type(config).__name__])[0]
+    stored = str(config.dtype or "float32").removeprefix("torch.")
+    facts = [Fact("architecture", f"{kind} ({config.model_type})")]
+    facts.append(Fact("precision", f"stored in {stored}, computed in float32 unless a setting says otherwise"))
+    facts += architecture_facts(config) + token_facts(config, tokenizer, source)
+    if not with_weights:
+        return facts
+    if "ForSequenceClassification" in kind:
+        return facts + weight_facts(load_scalar_model(source, torch.device("cpu")))
+    model = load_weights(AutoModelForCausalLM, source).eval()
+    hide_ids_without_token(model, tokenizer)
+    text = tokenizer("A text of a few words, to compare its logits with.", add_special_tokens=False)["input_ids"]
+    return facts + weight_facts(model, text)
+
+
+def refused(facts: Sequence[Fact]) -> str | None:
+    """Why no stage can use the model, if one of the facts says so."""
+    found = (fact for fact in facts if fact.state == "refused" and fact.about in ESSENTIAL)
+    return next((f"{fact.about}: {fact.found}" for fact in found), None)
 
 
 def architecture_facts(config: PreTrainedConfig) -> list[Fact]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from policy.body import states
 from policy.packing import one_a_row, pack_lengths
 from policy.precision import autocast
-from policy.reading import architecture_key, reach_of
+from policy.reading import architecture_key, reach_of, readings_of_config
 from policy.states import states_of_sequences
 from policy.trials import ANY, EXACT
 from policy.twin import tiny_twin
@@ -138,6 +138,9 @@ def longest_shared(config: PreTrainedConfig, device: torch.device | None = None)
     key = architecture_key(config, device)
     if key not in _longest:
         found = _tried(tiny_twin(config).to(device))
+        readings = readings_of_config(config, device)
+        if found and readings is not None and readings[1].rows not in ("packed", "padded"):
+            found = WITHIN  # beyond its reach, what follows a text changes what is read
         _longest[key] = reach_of(config) if found == WITHIN else found
     return _longest[key]
 

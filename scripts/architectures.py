@@ -10,6 +10,7 @@ is compared with the model's own forward pass of one text at a time, in float64 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def shortened(outcome: Outcome) -> str:
     """Notes in a few words: of a refusal, what is wrong and not how to fix it, which is the same for all."""
-    notes = [note.split(";")[0].split(", so ")[0] for note in outcome.notes]
-    return ", ".join(dict.fromkeys(notes))
+    notes = [note.split(": ", 1)[-1] if outcome.state == "limited" else note for note in outcome.notes]
+    return ", ".join(dict.fromkeys(re.split(r"[;:]|, (?:so|and|which) ", note)[0] for note in notes))
 
 
 def with_table(page: str, outcomes: Sequence[Outcome]) -> str:

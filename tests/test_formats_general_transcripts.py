@@ -59,6 +59,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "one speaker": ("\n\nHuman: a", "cannot be read|does not end"),
     "a prompter alone": ("prompter: a", "cannot be read|does not end"),
     "two users": ("\n\nHuman: a\n\nHuman: b\n\nAssistant:", "do not alternate"),
+    "the assistant first": ("Assistant: a\nUser: b\nAssistant:", "do not alternate"),
     "an empty turn": ("\n\nHuman: \n\nAssistant:", "has an empty turn"),
     "a tool": ("<|im_start|>user\na<|im_end|>\n<|im_start|>tool\nb<|im_end|>\n<|im_start|>assistant\n", "speaker tool"),
 }

@@ -10,7 +10,7 @@ from data_schema.records import Message
 
 def _shp_answers(row: Row) -> dict[tuple[object, float], object]:
     """{(comment, its score): its text} of both answers."""
-    out = {}
+    out: dict[tuple[object, float], object] = {}
     for side in "AB":
         text = value_of(row, f"human_ref_{side}")
         out[str(row.get(f"c_root_id_{side}", text)), number_of(row, f"score_{side}")] = text

@@ -70,7 +70,7 @@ NAMES: dict[Meaning, frozenset[str]] = {
     "mark": names(
         "tag good valid correct correctness right helpful harmless like likes pass passes success successful win"
         " outcome result feedback user_feedback human_feedback reaction vote chosen rejected preferred selected"
-        " preference"
+        " preference human_label human_verdict gpt_label gpt4_label judge_label annotator_label user_label"
     ),
     "rating": names(
         "score scores rating ratings reward rewards quality quality_score overall_score overall_rating overall"

@@ -13,7 +13,7 @@ from data_schema.formats.table import FORMATS
 from data_schema.records import KIND_NAMES, Document, Prompt
 
 # Formats between which the rows of one file may change: the reader of one understands the others' rows.
-FAMILIES = ({"preference", "scored_preference", "preference_implicit"}, {"tldr_comparisons", "choice"})
+FAMILIES = ({"preference", "scored_preference", "preference_implicit"},)
 MARKED = ("kto", "kto_messages", "kto_alpaca", "kto_sharegpt", "kto_pair", "rated")  # whose prompts are as good as any
 
 

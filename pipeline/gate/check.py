@@ -36,15 +36,21 @@ class Model(NamedTuple):
     source: str  # directory or hub name of the model it comes from
     tokenizer: PreTrainedTokenizerBase | None = None  # None if it cannot be looked at
     positions: int = UNLIMITED
+    answers: int = UNLIMITED  # tokens of prompt and answer up to which answers can be sampled exactly
     layers: int | None = None
     pairs: bool = False  # an encoder-decoder
 
 
 def check_stages(
-    plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, seed: int, dry_run: bool = False
+    plans: Sequence[StagePlan],
+    to_run: Collection[str],
+    store: CheckpointStore,
+    seed: int,
+    dry_run: bool = False,
+    check_model: bool = False,
 ) -> None:
     """Raises ConfigError, DataError or ModelError, in one line, for the first error that a stage to run would hit.
-    Warnings are logged at the end, each once."""
+    Warnings are logged at the end, each once. `check_model` also loads the weights of the base model."""
     rows = Rows(seed, run_code=not dry_run)
     models: dict[str, Model] = {}  # key or directory -> model
     seen: dict[str, set[str]] = {}  # key -> hashes of the prompts that its model is trained on
@@ -56,6 +62,8 @@ def check_stages(
             seen[plan.key] = check_rows(plan, view)
             if plan.stage == "select":
                 seen[plan.key] |= seen.get(plan.parents.get("sft", ""), set())
+            if check_model and hasattr(plan.config, "base_model"):
+                check_weights(plan.config.base_model, plan.config.pad_token)
     for line in rows.warnings:
         logger.warning("%s", printable(line))
     if rows.not_seen:
@@ -96,9 +104,20 @@ def look_at(
         apart = {reward_role(i) for i, part in enumerate(getattr(plan.config, "rewards", [])) if part.text_crosses_over}
         rooms = [models[where].positions for role, where in read.items() if role not in apart]
         model = model._replace(positions=min([*rooms, UNLIMITED]))  # those apart have their own tokens
+    if plan.stage == "reward_model":
+        check_reward_class(model.source)
     models[plan.key] = model
     before = {hash_ for where in read.values() for hash_ in seen.get(where, ())} | stored_hashes(read.values(), store)
-    return View(plan.config, model.tokenizer, model.pairs, model.positions, model.layers, rows, frozenset(before))
+    return View(
+        plan.config,
+        model.tokenizer,
+        model.pairs,
+        model.positions,
+        min(model.positions, model.answers),
+        model.layers,
+        rows,
+        frozenset(before),
+    )
 
 
 def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
@@ -126,7 +145,8 @@ def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
             rows.take("sft", finding)
     else:
         check_tokenizer("sft", tokenizer, rows)
-    return Model(config.base_model, tokenizer, positions(described), layers(described), pairs)
+    answers = UNLIMITED if pairs else check_reading(config.base_model, described)
+    return Model(config.base_model, tokenizer, positions(described), answers, layers(described), pairs)
 
 
 def existing_model(plan: StagePlan, role: str, where: str, store: CheckpointStore, rows: Rows) -> Model:
@@ -139,7 +159,7 @@ def existing_model(plan: StagePlan, role: str, where: str, store: CheckpointStor
         return Model(str(directory))
     described = load_config(directory)
     if role != "sft":  # the tokenizer of a reward model is checked against the SFT model's by the stage
-        return Model(str(directory), None, positions(described), layers(described))
+        return Model(str(directory), None, positions(described), layers=layers(described))
     check_writes_answers(str(directory), described)
     tokenizer = load_tokenizer(directory)
     if not tokenizer.chat_template:
@@ -149,7 +169,8 @@ def existing_model(plan: StagePlan, role: str, where: str, store: CheckpointStor
         )
     check_vocabulary(str(directory), described, tokenizer, rows)
     check_tokenizer(plan.stage, tokenizer, rows)
-    return Model(str(directory), tokenizer, positions(described), layers(described))
+    answers = check_reading(str(directory), described)
+    return Model(str(directory), tokenizer, positions(described), answers, layers(described))
 
 
 def check_tokenizer(stage: str, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> None:
@@ -171,6 +192,43 @@ def check_writes_answers(source: str, config: PreTrainedConfig) -> None:
             f"'{source}' is a model of type '{config.model_type}', which cannot write an answer: it is an encoder, or "
             "has no causal language model in transformers; give a decoder-only language model"
         )
+
+
+def check_reading(source: str, config: PreTrainedConfig) -> int:
+    """Try how the model is read (policy/reading.py) and say so if it is in a slower way. Returns the most tokens of
+    prompt and answer. Raises ConfigError if the model cannot be read exactly."""
+    from policy.errors import ModelError
+    from policy.reading import announce, longest_answer, readings_of_config
+
+    try:
+        readings = readings_of_config(config)
+    except ModelError as error:
+        raise ConfigError(f"'{source}' cannot be used: {error}") from None
+    if readings is not None:
+        announce(config.model_type, readings)
+    return longest_answer(config)
+
+
+def check_weights(source: str, pad_token: str | None) -> None:
+    """Raise ConfigError unless the weights are finite and give a text the logits of the model's own forward pass."""
+    from reward.conformance import model_facts, refused
+
+    if not is_here(source) or reads_with_encoder(source):
+        logger.info("weights not checked (an encoder-decoder, or not downloaded): %s", printable(source))
+        return
+    facts = model_facts(source, pad_token, with_weights=True)
+    if (why := refused(facts)) is not None:
+        raise ConfigError(f"'{source}' cannot be used: {why}")
+    logger.info("%s: %s", printable(source), "; ".join(fact.found for fact in facts[-2:]))
+
+
+def check_reward_class(source: str) -> None:
+    """Raise ModelError if no reward model can be built on the model at `source`."""
+    from policy.language_model import load_config
+    from reward.classes import scalar_class
+
+    if is_here(source):
+        scalar_class(load_config(source))
 
 
 def check_vocabulary(source: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> None:

@@ -25,6 +25,7 @@ class View(NamedTuple):
     tokenizer: PreTrainedTokenizerBase | None  # None if it cannot be looked at; then tokens are not checked
     pairs: bool  # the model is an encoder-decoder
     positions: int  # of the smallest model that reads the stage's texts
+    answers: int  # most tokens of a prompt and its sampled answer
     layers: int | None  # of the model that the stage starts from, if its config says so
     rows: Rows
     seen: frozenset[str]  # hashes of the prompts that the models the stage reads were trained on
@@ -234,7 +235,8 @@ def check_text(view: View, sources: Sequence[Source]) -> None:
 def fit(view: View, setting: str, lengths: Sequence[int], answer: int, limit: str | None) -> None:
     """Raise ConfigError if a row with an answer of so many tokens needs more positions than the model has. `limit` is
     the setting that would drop such rows."""
-    room = view.positions - answer
+    most = view.answers if answer else view.positions
+    room = most - answer
     count = sum(length > room for length in lengths)
     if not count:
         return
@@ -242,9 +244,10 @@ def fit(view: View, setting: str, lengths: Sequence[int], answer: int, limit: st
     cures = [f"lower {limit} to {room}, so that they are dropped"] if limit and room > 0 else []
     cures += [f"lower {view.name('sampling.max_new_tokens')}"] if answer else []
     cures += [] if limit else ["shorten or remove those prompts"]
+    has = "has positions for" if most == view.positions else "can only sample answers up to"
     raise ConfigError(
-        f"{setting}: {count} of {len(lengths)} rows are too long for the model, which has positions for "
-        f"{view.positions} tokens: the longest has {max(lengths)}{with_answer}; {', or '.join(cures)}"
+        f"{setting}: {count} of {len(lengths)} rows are too long for the model, which {has} {most} tokens: the longest "
+        f"has {max(lengths)}{with_answer}; {', or '.join(cures)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import tempfile
 import warnings
@@ -45,7 +46,7 @@ STOPS = tuple(range(10, 30))  # many, so that most answers end early
 def language_checks(loaded: LanguageModel) -> dict[str, Callable[[], float]]:
     """Each check by name; it returns the largest difference from the reference."""
     model = loaded.model.eval()
-    own, size = in_float64(model), vocabulary(model)
+    own, size, spare = in_float64(model), vocabulary(model), copy.deepcopy(model)
     prompts, answers = texts(1, PROMPTS, size), texts(2, ANSWERS, size)
 
     def logprobs() -> float:
@@ -92,7 +93,7 @@ def language_checks(loaded: LanguageModel) -> dict[str, Callable[[], float]]:
 
     def adapters() -> float:
         try:
-            adapted = bare(add_lora(copy.deepcopy(model), 4, 8.0, "all-linear", "CAUSAL_LM"))
+            adapted = bare(add_lora(spare, 4, 8.0, "all-linear", "CAUSAL_LM"))
         except ModelError:  # refused, and the model can be used without
             return 0.0
         rng = torch.Generator().manual_seed(0)
@@ -147,8 +148,10 @@ def slope_gap(found: Tensor, want: Tensor) -> float:
 def own_slope(own: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:
     """The gradient of the sum of all answers' log-probabilities, through the model's own forward passes."""
     own.zero_grad()
+    # A cache may be overwritten, which a gradient does not allow.
+    apart = {"use_cache": False} if "use_cache" in inspect.signature(own.forward).parameters else {}
     for prompt, answer in zip(prompts, answers, strict=True):
-        logits = own(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        logits = own(input_ids=torch.tensor([prompt + answer]), **apart).logits[0, len(prompt) - 1 : -1]
         picked(logits.log_softmax(-1), answer).sum().backward()
     found = slope_of(own)
     own.zero_grad()

@@ -15,22 +15,12 @@ from policy.errors import ModelError
 from policy.sampling.rollout import as_rollout
 from reward.frozen_layers import cut_after, mean_states
 from reward.scalar_model import from_language_model, response_scores, response_values
-from scripts.conformance.reference import (
-    ANSWERS,
-    CPU,
-    PAD,
-    PROMPTS,
-    gap,
-    in_float64,
-    own_score,
-    own_values,
-    texts,
-    vocabulary,
-)
+from scripts.conformance.reference import ANSWERS, CPU, PAD, PROMPTS, gap, in_float64, own_score, own_values, texts
 from stages.reward_model.trainer import Ranking, RankingCollator, RankingModule, shares_prompts
 
 
-def scalar_checks(folder: Path) -> dict[str, Callable[[], float]]:
+def scalar_checks(folder: Path, size: int) -> dict[str, Callable[[], float]]:
+    """Each check by name, of the scalar model on the language model in a folder, with a vocabulary of `size`."""
     model = reference = None
 
     def build() -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -40,12 +30,9 @@ def scalar_checks(folder: Path) -> dict[str, Callable[[], float]]:
             reference = in_float64(model)
         return model, reference
 
-    def size() -> int:
-        return vocabulary(build()[0])
-
     def scores() -> float:
         scorer, own = build()
-        prompts, answers = texts(1, PROMPTS, size()), texts(2, ANSWERS, size())
+        prompts, answers = texts(1, PROMPTS, size), texts(2, ANSWERS, size)
         with torch.no_grad():
             found = response_scores(scorer, as_rollout(prompts, answers, PAD, CPU))
         want = [own_score(own, prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -53,7 +40,7 @@ def scalar_checks(folder: Path) -> dict[str, Callable[[], float]]:
 
     def values() -> float:
         scorer, own = build()
-        prompts, answers = texts(1, PROMPTS, size()), texts(2, ANSWERS, size())
+        prompts, answers = texts(1, PROMPTS, size), texts(2, ANSWERS, size)
         with torch.no_grad():
             found = response_values(scorer, as_rollout(prompts, answers, PAD, CPU))
         worst = 0.0
@@ -65,7 +52,7 @@ def scalar_checks(folder: Path) -> dict[str, Callable[[], float]]:
     def rankings() -> float:
         scorer, own = build()
         few = [
-            Ranking(texts(30 + i, (n,), size())[0], texts(40 + i, lengths, size()), tuple(range(1, len(lengths) + 1)))
+            Ranking(texts(30 + i, (n,), size)[0], texts(40 + i, lengths, size), tuple(range(1, len(lengths) + 1)))
             for i, (n, lengths) in enumerate([(6, (5, 4)), (5, (3, 5, 2)), (4, (4, 4)), (6, (2, 3)), (20, (14, 9, 11))])
         ]
         collator = RankingCollator(PAD, 10**6, shares_prompts(scorer, few), 0)
@@ -76,7 +63,7 @@ def scalar_checks(folder: Path) -> dict[str, Callable[[], float]]:
 
     def frozen() -> float:
         scorer = from_language_model(folder, CPU, seed=0).eval()
-        few = [Ranking(texts(50 + n, (n,), size())[0], texts(60 + n, (3, 9), size()), (1, 2)) for n in (4, 11, 5)]
+        few = [Ranking(texts(50 + n, (n,), size)[0], texts(60 + n, (3, 9), size), (1, 2)) for n in (4, 11, 5)]
         collator = RankingCollator(PAD, 10**6, shares_prompts(scorer, few), 0)
         try:
             cut_after(scorer, 1)

@@ -29,6 +29,7 @@ WAYS: dict[tuple[str, str], str] = {
     ("rows", "single"): "one by one",
     ("cache", "equal"): "equal prompts",
     ("cache", "none"): "no cache",
+    ("rows", "refused"): "texts within the rope's length",
     ("cache", "refused"): "answers within the rope's length",
 }
 
@@ -56,7 +57,7 @@ def try_architecture(name: str) -> Outcome:
             save_checkpoint(model, tokenizer(vocabulary(model)), Path(folder))
             loaded = load_language_model(folder, CPU)
             ways = slower_ways(reading_of(loaded.model))
-            checks = language_checks(loaded) | scalar_checks(Path(folder))
+            checks = language_checks(loaded) | scalar_checks(Path(folder), vocabulary(loaded.model))
         except ModelError as error:
             return Outcome(name, "refused", (_line(error, folder),))
         except Exception as error:

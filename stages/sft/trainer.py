@@ -118,9 +118,11 @@ class DemonstrationTrainer(SFTTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         self.tokens_read += int(inputs.pop("n_tokens"))
         is_text = inputs.pop("is_text", None)
-        fused = trl_computes_exactly(bare(self.model))
+        fused = not self.aux_loss_enabled and trl_computes_exactly(bare(self.model))
 
         def measured(labels: Tensor, **batch: Any) -> Any:
+            if not self.data_collator.packed:  # some models count positions in another way (RoBERTa)
+                del batch["position_ids"]
             learned = labels[:, 1:] != IGNORED
             given: list[Tensor] = []
 

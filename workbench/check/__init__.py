@@ -1,1 +1,1 @@
-"""`triptych check`: how a model is read before any stage trains it, and what it lacks."""
+"""`triptych check`: show how a model is read and what it lacks."""

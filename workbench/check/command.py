@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from reward.conformance import Fact
 
 
-ESSENTIAL = ("answers end with", "padding", "weights", "logits of a text")  # without these no stage can use a model
-
-
 def command(words: Sequence[str]) -> None:
     """Run `triptych check`. Raises ModelError or ConfigError if no stage can use the model."""
     parser = Arguments("check", __doc__)
@@ -41,45 +38,15 @@ def command(words: Sequence[str]) -> None:
         place = open_store(options.root).open(options.model)[0]
     except StoreError:
         place = Path(options.model)
-    facts = facts_of(str(place), options.pad_token, with_weights=not options.config_only)
+    from reward.conformance import model_facts, refused  # loads torch
+
+    facts = model_facts(str(place), options.pad_token, with_weights=not options.config_only)
     if options.json:
         print(as_json([fact._asdict() for fact in facts], indent=1))
     else:
         print_facts(options.model, facts)
-    refused = [fact for fact in facts if fact.state == "refused" and fact.about in ESSENTIAL]
-    if refused:
-        raise ConfigError(f"'{options.model}' cannot be used: {refused[0].about}: {refused[0].found}")
-
-
-def facts_of(source: str, pad_token: str | None, with_weights: bool) -> list[Fact]:
-    """All facts about the model in a directory or on the hub. Raises ModelError if it is not a decoder-only model or
-    cannot be read exactly."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from policy.language_model import check_decoder_only, load_config, load_tokenizer, load_weights
-    from policy.special_tokens import hide_ids_without_token
-    from reward.conformance import Fact, architecture_facts, token_facts, weight_facts
-
-    check_decoder_only(source)
-    config, tokenizer = load_config(source), load_tokenizer(source)
-    if pad_token is not None:
-        tokenizer.add_special_tokens({"pad_token": pad_token})
-    kind = (config.architectures or [type(config).__name__])[0]
-    stored = str(config.dtype or "float32").removeprefix("torch.")
-    facts = [Fact("architecture", f"{kind} ({config.model_type})")]
-    facts.append(Fact("precision", f"stored in {stored}, computed in float32 unless a setting says otherwise"))
-    facts += architecture_facts(config) + token_facts(config, tokenizer, source)
-    if not with_weights:
-        return facts
-    if "ForSequenceClassification" in kind:
-        from reward.scalar_model import load_scalar_model
-
-        return facts + weight_facts(load_scalar_model(source, torch.device("cpu")))
-    model = load_weights(AutoModelForCausalLM, source).eval()
-    hide_ids_without_token(model, tokenizer)
-    text = tokenizer("A text of a few words, to compare its logits with.", add_special_tokens=False)["input_ids"]
-    return facts + weight_facts(model, text)
+    if (why := refused(facts)) is not None:
+        raise ConfigError(f"'{options.model}' cannot be used: {why}")
 
 
 def print_facts(name: str, facts: Sequence[Fact]) -> None:

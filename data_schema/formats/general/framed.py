@@ -1,4 +1,4 @@
-"""What every format shares: a system prompt in a column of its own, lists as text, and end marks behind answers."""
+"""What every format shares: a system prompt in a column of its own, and end marks behind answers."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from data_schema.records import Comparison, Demonstration, Document
 
 
 def framed(form: Format) -> Format:
-    """The format, with readers that also understand what `Format.columns` need not name."""
+    """The format, with readers that also read a column with a system prompt and remove end marks behind answers."""
     readers = {kind: reader if kind is Document else _framed(reader) for kind, reader in form.readers.items()}
     return form._replace(readers=readers)
 

@@ -57,7 +57,9 @@ _LINE = re.compile(rf"(?:^\s*|\n+)({_LABELS})[ \t]*:")
 _INLINE = re.compile(r"(?:^\s*|\s|</s>)(USER|ASSISTANT|SYSTEM):")
 _BEGINS = re.compile(rf"\s*(?:{_ASKING})[ \t]*:")
 _ANSWERED = re.compile(rf"(?:\n|\s)(?:{_ANSWERING})[ \t]*:")
-_MAY_BEGIN = re.compile(rf"\s*(?:<|\[INST|###|GPT4 Correct|A (?:chat|conversation) between|(?:{_ASKING})[ \t]*:)")
+_FIRST = re.compile(rf"\s*(?:{_LABELS})[ \t]*:")
+_ANSWERS_FIRST = re.compile(rf"\s*(?:{_ANSWERING})[ \t]*:.*\n[ \t]*(?:{_ASKING})[ \t]*:", re.S)
+_MAY_BEGIN = re.compile(rf"\s*(?:<|\[INST|###|GPT4 Correct|A (?:chat|conversation) between|(?:{_LABELS})[ \t]*:)")
 _INST = re.compile(_OPENING + r"\[INST\]")
 _INST_TURN = re.compile(r"\s*(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?=(?:</s>)?\s*(?:<s>)?\s*\[INST\]|$)", re.S)
 _VICUNA = re.compile(r"\s*(A (?:chat|conversation) between a .*?[.!])\s+(?=(?:USER|Human|User|### Human):)", re.S)
@@ -86,6 +88,8 @@ def style_of(text: str) -> str | None:
     if _INST.match(text):
         return "[INST]"
     # "User:" is written into ordinary text too, so a second speaker has to follow.
+    if _ANSWERS_FIRST.match(text):
+        return "labels"
     if _BEGINS.match(text) and (_ANSWERED.search(text) or re.match(r"\s*(?:Human|HUMAN|[Pp]rompter)[ \t]*:", text)):
         return "labels"
     return None
@@ -112,7 +116,9 @@ def _turns(text: str, style: str) -> list[tuple[str, str]]:
 
 
 def _label_mark(text: str) -> re.Pattern[str]:
-    if _BLANK_LINE.search(text, _BEGINS.match(text).end() if _BEGINS.match(text) else 0):  # type: ignore[union-attr]
+    """The mark of the text's turns: after an empty line if one stands there, else at the start of a line."""
+    first = _FIRST.match(text)
+    if _BLANK_LINE.search(text, first.end() if first else 0):
         return _BLANK_LINE
     return _LINE if len(_LINE.findall(text)) > 1 else _INLINE
 
