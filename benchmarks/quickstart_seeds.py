@@ -33,14 +33,14 @@ SHOWN = ("gold_mean", "correctness_mean", "style_mean")
 def plain_reading() -> Iterator[None]:
     """Context with one row for every text, and the logits of all its response tokens at once."""
     from policy.maths.logprobs import TokenLogprobs, entropy, token_logprobs
-    from policy.trials import Reading
+    from policy.reading.trials import Reading
 
     def whole(hidden: Any, head: Any, labels: Any, temperature: float, entropy_gradient: bool = False) -> Any:
         logits = hidden @ head.T
         return TokenLogprobs(token_logprobs(logits, labels, temperature), entropy(logits, temperature))
 
     with (
-        patch("policy.states.reading_of", lambda model: Reading(rows="padded")),
+        patch("policy.reading.states.reading_of", lambda *_: Reading(rows="padded")),
         patch("policy.sampling.rollout.token_logprobs_from_hidden", whole),
     ):
         yield

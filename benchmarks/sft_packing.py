@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback
     from trl import SFTConfig
 
-    from policy.reading import reads_packed
+    from policy.reading.ways import reads_packed
     from stages.sft.stage import DemonstrationTrainer, PackingCollator
 
     torch.set_num_threads(options.threads)

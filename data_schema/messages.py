@@ -1,7 +1,7 @@
 """Messages: one turn of a conversation, and how published ones are read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_schema.errors import DataError
@@ -37,6 +37,7 @@ def describe(value: object) -> str:
 class Message:
     role: str  # one of ROLES
     content: str
+    learned: bool = field(default=True, compare=False)  # False: an earlier answer that SFT reads but does not learn
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -126,16 +127,26 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
         if role == "system" and is_empty(content):
             continue  # no system prompt
         try:
-            messages.append(Message(role, content))  # type: ignore[arg-type]  # Message checks it
+            learned = role != "assistant" or is_learned(item, f"{name}[{i}]")
+            messages.append(Message(role, content, learned))  # type: ignore[arg-type]  # Message checks it
         except DataError as error:
             reason = f"a message of '{name}': {error.reason}"
             raise DataError(f"'{name}[{i}]': {error}", field=f"{name}[{i}].{error.field}", reason=reason) from None
     return tuple(messages)
 
 
+def is_learned(answer: Mapping[str, Any], place: str) -> bool:
+    """Whether an answer may be learned, by its own marks, such as OpenAI's `weight`. Raises DataError for a weight
+    other than 0 and 1."""
+    marks = {key: value for key, value in answer.items() if not is_empty(value)}
+    if (why := unlearned(marks)) and why.endswith("supported"):
+        raise DataError(f"'{place}': {why}", field=place)
+    return why is None and not any(verdict_of(key, value) is False for key, value in marks.items())
+
+
 def check_learned(value: object, name: str) -> None:
     """Raise DataError if the last answer of a conversation is marked as one that must not be learned, such as by
-    OpenAI's `weight: 0`. Earlier answers are never learned, so their marks are met anyway."""
+    OpenAI's `weight: 0`. Earlier answers may be: they are read and not learned (`is_learned`)."""
     turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
     asking = ("user", "human", "prompter", "system", "developer")
     last = next((t for t in reversed(turns) if str(t.get("role", t.get("from"))).lower() not in asking), {})

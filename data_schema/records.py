@@ -175,7 +175,9 @@ def to_dict(record: Record) -> dict[str, Any]:
         if value is None or (f.name == "meta" and not value):
             continue
         if f.name in ("messages", "prompt"):
-            value = [{"role": m.role, "content": m.content} for m in value]
+            value = [
+                {"role": m.role, "content": m.content} | ({} if m.learned else {"learned": False}) for m in value
+            ]
         out[f.name] = list(value) if isinstance(value, tuple) else value
     return out
 

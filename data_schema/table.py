@@ -25,7 +25,7 @@ def arrow_schema(kind: type[R]) -> "pa.Schema":
     """The columns of a kind of record: its fields, with `meta` as JSON text."""
     import pyarrow as pa
 
-    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("learned", pa.bool_())]))
     types: dict[type, dict[str, pa.DataType]] = {
         Demonstration: {"messages": messages},
         Comparison: {

@@ -186,7 +186,7 @@ def run_and_publish(plan: StagePlan, recipe: Recipe, store: CheckpointStore, dir
 def how_read(directory: Path) -> dict[str, Any]:
     """How a stage's model is read, for the manifest; nothing for a stage without a model or for an encoder-decoder."""
     from policy.language_model import load_config
-    from policy.reading import reading_for_record
+    from policy.reading.ways import reading_for_record
 
     if not (directory / "config.json").is_file():
         return {}

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from policy.encoding import Padded, pad
 from policy.maths.logprobs import token_logprobs_from_hidden
-from policy.reading import reading_of
+from policy.reading.ways import reading_of
 from policy.sampling.decoder import states_after_prompts
 from policy.sampling.rollout import as_rollout, output_head, response_logprobs, unflatten
 from policy.seq2seq import answer_token_logprobs, collate_pairs

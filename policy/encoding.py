@@ -146,7 +146,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[
             pieces.append(segments(tokenizer, messages))
         except ModelError as error:
             raise ModelError(f'the conversation that begins "{_beginning(messages)}": {error}') from error
-    return encode_segments(tokenizer, pieces)
+    encoded = encode_segments(tokenizer, pieces)
+    return [Encoded(row.ids, learned_tokens(row, talk)) for row, talk in zip(encoded, conversations, strict=True)]
+
+
+def learned_tokens(row: Encoded, messages: Sequence[Message]) -> list[bool]:
+    """The mask of an encoded conversation without the answers that are marked as not to be learned."""
+    answers = [message.learned for message in messages if message.role == "assistant"]
+    if all(answers):
+        return row.is_response
+    # A template writes text between two answers, so each answer is one stretch of the mask.
+    starts = [i for i, here in enumerate(row.is_response) if here and not (i and row.is_response[i - 1])]
+    number = {start: n for n, start in enumerate(starts)}
+    mask, kept = [], True
+    for i, here in enumerate(row.is_response):
+        kept = answers[number[i]] if i in number else kept
+        mask.append(here and kept)
+    return mask
 
 
 def encode_segments(

@@ -7,16 +7,25 @@ every loader asks first.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
+from transformers import __version__ as transformers_version
 
 from policy.errors import ModelError
 
 Wanted = Literal["language model", "reward model", "tokenizer"]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json", "pytorch_model*.bin.index.json")
+LFS_POINTER = b"version https://git-lfs"
+DEQUANTIZED = ("mxfp4", "fp8", "fbgemm_fp8")  # published so; transformers can turn them into floats
+# Weights of a layer of text, in the names of most architectures; not the buffers that old checkpoints also have.
+LAYER = re.compile(
+    r"((model|transformer|gpt_neox|backbone|decoder|language_model)\.)*(layers|h|blocks|block)\.\d+\..*"
+    r"(weight|(?<!attn\.)(?<!attention\.)(?<!masked_)bias)$"
+)
 MERGE = (
     'merge it first: PeftModel.from_pretrained(base, "{source}").merge_and_unload().save_pretrained(DIR), save the '
     "tokenizer there too, and give DIR."
@@ -88,9 +97,60 @@ def _other_layout(path: Path) -> tuple[str, str]:
     return "", ""
 
 
+def unreadable(source: str | Path, error: str) -> str | None:
+    """Why transformers cannot load a model, with what to do, as the end of a sentence about it; None if only the error
+    itself says so."""
+    path = Path(source)
+    for file in sorted(path.glob("*")) if path.is_dir() else ():
+        if file.is_file() and file.stat().st_size < 1000 and file.read_bytes().startswith(LFS_POINTER):
+            return f"was cloned without its large files: {file.name} is a pointer of git-lfs; run 'git lfs pull' there."
+    if "trust_remote_code" in error or (
+        "not recognize this architecture" in error and _read(path / "config.json").get("auto_map")
+    ):
+        return (
+            "comes with Python code of its own (auto_map in its config), which triptych does not run; give a model "
+            "whose architecture is part of transformers, or a copy of it converted to one."
+        )
+    if "not recognize this architecture" in error:
+        kind = _read(path / "config.json").get("model_type")
+        named = f" '{kind}'" if isinstance(kind, str) else ""
+        return (
+            f"is of a model type{named} that transformers {transformers_version} does not know; install a newer "
+            "transformers, or give another model."
+        )
+    if "ignore_mismatched_sizes" in error:
+        return (
+            "has weights of other shapes than its config.json says; compare vocab_size, hidden_size and the other "
+            "sizes there with the weights, or download the model again."
+        )
+    return None
+
+
+def check_all_is_used(unused: Collection[str], source: str | Path) -> None:
+    """Raise ModelError if a checkpoint has weights of further layers, or adapters, which the model would be without."""
+    if adapters := sorted(name for name in unused if "lora_" in name):
+        raise ModelError(
+            f"'{source}' has the weights of adapters among its own ({adapters[0]}), which would be left out; merge "
+            "them first: merge_and_unload() and save_pretrained(DIR), and give DIR."
+        )
+    if layers := sorted(name for name in unused if LAYER.match(name)):
+        raise ModelError(
+            f"'{source}' has weights for more than its config.json describes ({len(layers)}, such as {layers[0]}), so "
+            "the model would lack layers or parts of them; correct num_hidden_layers and the like in config.json."
+        )
+
+
 def check_kind(config: PreTrainedConfig, source: str | Path, wanted: Wanted) -> None:
     """Raise ModelError if a model's config.json names a model of another kind than the `wanted` one."""
     names = [str(name) for name in getattr(config, "architectures", None) or ()]
+    quantization = getattr(config, "quantization_config", None) or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else str(quantization)
+    if quantization and method not in DEQUANTIZED:
+        how = f" by {getattr(method, 'value', method)}" if method else ""
+        raise ModelError(
+            f"'{source}' has weights that were quantized{how}, which cannot be trained; give the model that they were "
+            "made from. To keep frozen weights in 4 bits, set sft.quantization: nf4 (docs/sft.md)."
+        )
     what = _kind(config, names)
     if (Path(source) / "modules.json").is_file():
         what = "a sentence-transformers model, which turns texts into vectors"

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from policy.errors import ModelError, first_line
-from policy.kinds import Wanted, check_files, check_kind
+from policy.kinds import Wanted, check_all_is_used, check_files, check_kind, unreadable
 from policy.special_tokens import (
     check_special_tokens,
     hide_ids_without_token,
@@ -39,7 +39,17 @@ from policy.special_tokens import (
 logger = logging.getLogger("triptych.model")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "seq_length")
 # What transformers, tokenizers and safetensors raise for files that are missing, damaged, or of another kind.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 class LanguageModel(NamedTuple):
@@ -70,11 +80,10 @@ def clear_load_errors(source: str | Path, what: Wanted) -> Iterator[None]:
     except ModelError:
         raise
     except UNREADABLE as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"'{source}' comes with Python code of its own (auto_map in its config), which triptych does not run; "
-                "give a model whose architecture is part of transformers, or a copy of it converted to one."
-            ) from error
+        if "out of memory" in str(error) or "allocate memory" in str(error):
+            raise  # the files are not the cause
+        if (why := unreadable(source, str(error))) is not None:
+            raise ModelError(f"'{source}' {why}") from error
         if path.exists():
             raise ModelError(f"cannot load the {what} in '{source}': {first_line(error)}; check its files.") from error
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
@@ -97,7 +106,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 def load_config(source: str | Path) -> PreTrainedConfig:
     """Read a model's config.json, without its weights."""
     with clear_load_errors(source, "language model"):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    text = config.get_text_config()
+    size = getattr(text, "vocab_size", None)
+    if isinstance(size, int) and isinstance(text.pad_token_id, int) and not -size <= text.pad_token_id < size:
+        text.pad_token_id = None  # no row of the embedding has it; the tokenizer's is used
+    return config
 
 
 def positions(config: PreTrainedConfig) -> int:
@@ -123,17 +137,27 @@ def check_decoder_only(source: str | Path) -> None:
 
 def load_weights(auto_class: Any, source: str | Path) -> PreTrainedModel:
     """Load a model in float32 with an Auto class of transformers. Raises ModelError if the checkpoint lacks weights."""
-    check_kind(load_config(source), source, "language model")
+    config = load_config(source)
+    check_kind(config, source, "language model")
     with clear_load_errors(source, "language model"):
         model, loading = auto_class.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            source, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     if loading["missing_keys"]:  # transformers initialises them at random and continues
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ModelError(
             f"'{source}' lacks weights of a language model: {missing}; give a complete language model's checkpoint."
         )
+    check_all_is_used(loading["unexpected_keys"], source)
+    if not config.is_encoder_decoder and not is_tied(model):  # T5's own formula depends on the setting
+        model.config.tie_word_embeddings = False  # some configs say otherwise, and whoever serves the model obeys
     return model
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether embedding and head share their weights; True if the model has no head."""
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
 
 
 def load_language_model(source: str | Path, device: torch.device, pad_token: str | None = None) -> LanguageModel:
@@ -193,6 +217,9 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):  # some architectures keep the probability themselves
+                setattr(module, name, 0.0)
 
 
 def bare(model: Any) -> PreTrainedModel:

@@ -15,8 +15,8 @@ from policy.errors import ModelError
 from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.maths.losses import next_token_loss
 from policy.precision import reads_model
+from policy.reading.states import states_of_sequences
 from policy.sampling.rollout import output_head
-from policy.states import states_of_sequences
 
 
 def pack_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], length: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,9 +13,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from policy.body import body_of, states
 from policy.errors import ModelError
-from policy.twin import tiny_config, tiny_twin
+from policy.kinds import check_all_is_used
+from policy.reading.body import body_of, states
+from policy.reading.twin import tiny_config, tiny_twin
+
+HEAD = re.compile(r"^(score|classifier|v_head|value_head|reward_head|regression_layer)\b")  # names of weights
 
 
 def is_published(config: PreTrainedConfig) -> bool:
@@ -69,21 +74,46 @@ def _scores_by_its_head(kind: Any, config: PreTrainedConfig) -> bool:
         return False
 
 
-def load_scalar(source: str | Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """Load a language model, or a published scalar model, as a scalar model with one label, in float32. A language
-    model's head is not initialised in any useful way. Raises ModelError as `scalar_class` does."""
+def load_scalar(source: str | Path, config: PreTrainedConfig, with_head: bool) -> PreTrainedModel:
+    """Load a language model, or a published scalar model (`with_head`), as a scalar model with one label, in float32. A
+    language model's head is not initialised in any useful way. Raises ModelError as `scalar_class` does, and if the
+    checkpoint lacks weights or has others than the model."""
     kind = scalar_class(config)
     if is_published(config):
-        found: PreTrainedModel = kind.from_pretrained(
-            source, num_labels=1, dtype=torch.float32, trust_remote_code=False
+        config.num_labels = 1
+        found, loading = kind.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
-        return found
-    return _load_own(kind, source)
+        check_all_is_loaded(loading, source, with_head)
+        model: PreTrainedModel = found
+        return model
+    return _load_own(kind, source, config)
 
 
-def _load_own(kind: Any, source: str | Path) -> PreTrainedModel:
+def check_all_is_loaded(loading: Mapping[str, Any], source: str | Path, with_head: bool) -> None:
+    """Raise ModelError if transformers drew weights of a scalar model at random, or left some of its head out."""
+    unused = [name for name in sorted(loading["unexpected_keys"]) if HEAD.search(name)] if with_head else []
+    missing = [name for name in sorted(loading["missing_keys"]) if with_head or not HEAD.search(name)]
+    what = "reward model" if with_head else "language model"
+    if missing:
+        other = f", and has {unused[0]} in its place" if unused else ""
+        raise ModelError(
+            f"'{source}' lacks weights of a {what}: {', '.join(missing[:3])}{other}; give a {what} in the layout of "
+            "transformers, with all of its weights."
+        )
+    if unused:
+        raise ModelError(
+            f"'{source}' has a head that its class in transformers does not read ({', '.join(unused[:3])}), so its "
+            "scores would be others; give a reward model whose head is one layer without a bias."
+        )
+    check_all_is_used(loading["unexpected_keys"], source)
+
+
+def _load_own(kind: Any, source: str | Path, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """Weights of the body are loaded by the language model's class, which may rename them."""
-    language_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+    language_model = AutoModelForCausalLM.from_pretrained(
+        source, config=config, dtype=torch.float32, trust_remote_code=False
+    )
     config = language_model.config
     config.num_labels = 1
     with torch.device("meta"):
@@ -112,7 +142,8 @@ def _loads_the_body(kind: Any, config: PreTrainedConfig) -> bool:
             first.save_pretrained(f"{folder}/scalar_model")
             again = _load_own(kind, f"{folder}/scalar_model")
         scores = [model.score(states(model, ids)) for model in (first, again)]
-        return torch.allclose(states(first, ids), states(twin, ids), atol=1e-4) and torch.allclose(*scores, atol=1e-4)
+        same_body = torch.allclose(states(first, ids), states(twin, ids), atol=1e-4)
+        return same_body and torch.allclose(scores[0], scores[1], atol=1e-4)
     except Exception:  # as above
         return False
 

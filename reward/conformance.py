@@ -1,6 +1,7 @@
 """What triptych found out about a model before any stage trains it: how it is read, what is refused, and why.
 
-The trials are those that every stage relies on (policy/reading.py, reward/shared_prompt.py). They need the config only.
+The trials are those that every stage relies on (policy/reading/ways.py, reward/shared_prompt.py). They need only the
+config.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from policy.body import call, states
 from policy.errors import ModelError
 from policy.language_model import check_decoder_only, load_config, load_tokenizer, load_weights, positions
-from policy.reading import FAST, longest_answer, reach_of, readings_of_config
+from policy.reading.body import call, states
+from policy.reading.trials import ANY, EXACT, Reading
+from policy.reading.ways import FAST, longest_answer, reach_of, readings_of_config
 from policy.sampling.rollout import output_head
 from policy.special_tokens import check_special_tokens, hide_ids_without_token, stop_ids, vocabulary_size
-from policy.trials import ANY, EXACT, Reading
 from reward.classes import is_published, scalar_class
 from reward.scalar_model import load_scalar_model
 from reward.shared_prompt import longest_shared

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from policy.body import body_of
 from policy.errors import ModelError
+from policy.reading.body import body_of
 from reward.ranking_loss import PairIndex, kwise_ranking_loss
 from reward.scalar_model import scalar_head
 from reward.shared_prompt import PackedAnswers, packed_scores

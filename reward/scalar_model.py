@@ -28,7 +28,7 @@ def from_language_model(source: str | Path, device: torch.device, seed: int) -> 
     check_decoder_only(source)
     check_kind(load_config(source), source, "language model")
     with clear_load_errors(source, "language model"):
-        model = load_scalar(source, load_config(source))
+        model = load_scalar(source, load_config(source), with_head=False)
     draw_head(scalar_head(model), seed)
     store_normalisation(model, RewardNormalisation())
     return model.to(device)
@@ -50,7 +50,7 @@ def load_scalar_model(source: str | Path, device: torch.device) -> PreTrainedMod
         check_decoder_only(source)
         config = load_config(source)
         check_kind(config, source, "reward model")
-        model = load_scalar(source, config)
+        model = load_scalar(source, config, with_head=True)
     return model.to(device)
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from policy.body import states
-from policy.packing import one_a_row, pack_lengths
 from policy.precision import autocast
-from policy.reading import architecture_key, reach_of, readings_of_config
-from policy.states import states_of_sequences
-from policy.trials import ANY, EXACT
-from policy.twin import tiny_twin
+from policy.reading.body import states
+from policy.reading.packing import one_a_row, pack_lengths
+from policy.reading.states import states_of_sequences
+from policy.reading.trials import ANY, EXACT
+from policy.reading.twin import tiny_twin
+from policy.reading.ways import architecture_key, reach_of, readings_of_config
 from reward.scalar_model import scalars
 
 

@@ -36,7 +36,7 @@ WIDEST = 158  # characters of a row
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The Markdown between the markers."""
-    counts = ", ".join(
+    counts = "; ".join(
         f"{sum(outcome.state == state for outcome in outcomes)} {words}" for state, words in STATES.items()
     )
     lines = [

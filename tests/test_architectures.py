@@ -23,7 +23,7 @@ QUICK = {
     "mistral": "exact",  # a window in all layers
     "qwen3": "exact",
     "gemma2": "slower",  # a cap on the logits, windows in half of the layers
-    "gemma3": "slower",  # a language model inside a model for images
+    "gemma3": "exact",  # a language model inside a model for images
     "granite": "slower",  # a scale on the logits, no sequence-classification class
     "cohere": "slower",
     "gpt2": "exact",  # learned positions
@@ -84,7 +84,7 @@ def test_a_token_drawn_from_another_texts_distribution_is_found() -> None:
 
 
 def try_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
-    from policy.twin import tiny_twin
+    from policy.reading.twin import tiny_twin
 
     return tiny_twin(config_of(name), seed)
 

@@ -67,3 +67,8 @@ def test_the_script_is_the_same_command(script: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / script), "--help"]
     result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True)
     assert "usage: triptych" in result.stdout
+
+
+def test_a_model_without_a_template_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(ROOT / "assets" / "quickstart_base"), "--prompt", "dog"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -151,3 +151,13 @@ def test_padding_goes_to_its_side_and_the_mask_knows_it_from_an_equal_token() ->
     assert mask.tolist() == [[False, False, True], [True, True, True]]
     ids, mask = pad([[7], [5, 7, 6]], 7, "right")
     assert mask.tolist() == [[True, False, False], [True, True, True]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_marked_as_not_to_be_learned_is_read_with_the_same_ids_and_has_no_loss(name: str) -> None:
+    tokenizer = tokenizer_for(name)
+    marked = [QUESTION[0], Message("assistant", "yes", learned=False), *TALK[2:]]
+    [whole], [part] = encode(tokenizer, [TALK]), encode(tokenizer, [marked])
+    assert part.ids == whole.ids
+    assert len(responses(tokenizer, TALK)) == 2
+    assert responses(tokenizer, marked) == responses(tokenizer, TALK)[1:]

@@ -224,10 +224,23 @@ def said(**last: Any) -> Row:
     return {"messages": [*TALK[:1], TALK[1] | last]}
 
 
-def test_an_early_answer_may_have_weight_0_since_only_the_last_one_is_learned(tmp_path: Path) -> None:
-    early = [TALK[0], TALK[1] | {"weight": 0}, {"role": "user", "content": "And?"}, TALK[1] | {"weight": 1}]
-    (record,) = load_rows(tmp_path, [{"messages": early}], Demonstration)
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": "no"}, {"masked": 1}, {"toxic": True}])
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_an_earlier_answer_that_must_not_be_learned_is_read_and_not_learned(
+    mark: Row, column: str, tmp_path: Path
+) -> None:
+    turns = [TALK[0], TALK[1] | mark, {"role": "user", "content": "And?"}, TALK[1] | {"weight": 1}]
+    if column == "conversations":
+        turns = [{"from": t.pop("role"), "value": t.pop("content"), **t} for t in map(dict, turns)]
+    (record,) = load_rows(tmp_path, [{column: turns}], Demonstration)
     assert [message.content for message in record.messages] == [ASKED, GOOD, "And?", GOOD]
+    assert [message.learned for message in record.messages] == [True, False, True, True]
+
+
+def test_a_weight_between_0_and_1_on_an_earlier_answer_is_an_error(tmp_path: Path) -> None:
+    turns = [TALK[0], TALK[1] | {"weight": 0.5}, {"role": "user", "content": "And?"}, TALK[1]]
+    with pytest.raises(DataError, match="only weights of 0 and 1"):
+        load_rows(tmp_path, [{"messages": turns}], Demonstration)
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": 0}, {"masked": True}, {"toxic": True}])

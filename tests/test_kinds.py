@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import byte_tokenizer, quickstart_tokenizer, tiny_llama, tiny_t5
 
 from policy.errors import ModelError
@@ -135,6 +135,97 @@ def test_an_adapter_beside_a_whole_model_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     load_config(tmp_path)
+
+
+def changed(**settings: Any) -> Any:
+    def write(directory: Path) -> None:
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return write
+
+
+def with_adapter_weights(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    save_file(load_file(file) | {"model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(1)}, file)
+
+
+def without_large_files(directory: Path) -> None:
+    (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (changed(num_hidden_layers=1), r"for more than its config\.json describes \(9, such as model\.layers\.1\."),
+        (changed(num_hidden_layers=3), r"lacks weights of a language model: model\.layers\.2\."),
+        (changed(vocab_size=50), r"weights of other shapes than its config\.json says; compare vocab_size"),
+        (changed(hidden_size=16), r"weights of other shapes than its config\.json says"),
+        (changed(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized by gptq, which cannot be trained"),
+        (changed(quantization_config={"quant_method": "awq"}), "quantized by awq, which cannot be trained"),
+        (changed(model_type="unheard"), "is of a model type 'unheard' that transformers .* does not know"),
+        (with_adapter_weights, "has the weights of adapters among its own .*merge_and_unload"),
+        (without_large_files, "model.safetensors is a pointer of git-lfs; run 'git lfs pull' there"),
+    ],
+)
+def test_a_checkpoint_whose_files_do_not_fit_together_is_one_line_with_the_reason(
+    tmp_path: Path, tiny_base: Path, change: Any, words: str
+) -> None:
+    source = Path(shutil.copytree(tiny_base, tmp_path / "x"))
+    change(source)
+    with pytest.raises(ModelError, match=words) as error:
+        load_language_model(source, CPU)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "drop, add, words",
+    [
+        ("score.weight", None, r"lacks weights of a reward model: score\.weight; give"),
+        ("score.weight", "v_head.weight", r"lacks weights of a reward model: score\.weight, and has v_head\.weight in its"),
+        ("model.layers.0.mlp.up_proj.weight", None, r"lacks weights of a reward model: model\.layers\.0\.mlp\.up_proj"),
+        (None, "score.bias", r"has a head that its class in transformers does not read \(score\.bias\)"),
+        (None, "model.layers.2.mlp.up_proj.weight", "for more than its config.json describes"),
+    ],
+)
+def test_a_reward_model_whose_weights_do_not_fit_its_class_is_refused(
+    tmp_path: Path, drop: str | None, add: str | None, words: str
+) -> None:
+    reward_model(tmp_path)
+    load_scalar_model(tmp_path, CPU)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    dropped = weights.pop(drop) if drop else torch.zeros(1)
+    save_file(weights | ({add: dropped} if add else {}), file)
+    with pytest.raises(ModelError, match=words):
+        load_scalar_model(tmp_path, CPU)
+
+
+def test_a_language_model_without_all_its_weights_is_no_start_for_a_reward_model(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_base, tmp_path / "x"))
+    weights = load_file(source / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, source / "model.safetensors")
+    with pytest.raises(ModelError, match="lacks weights of a language model: model.layers.0.mlp.up_proj"):
+        from_language_model(source, CPU, 0)
+
+
+def test_a_padding_id_beyond_the_vocabulary_is_replaced_by_the_tokenizers(tmp_path: Path, tiny_base: Path) -> None:
+    source = Path(shutil.copytree(tiny_base, tmp_path / "x"))
+    changed(pad_token_id=5000)(source)
+    model, tokenizer = load_language_model(source, CPU)
+    assert model.config.pad_token_id == tokenizer.pad_token_id < 5000
+    assert from_language_model(source, CPU, 0).config.pad_token_id is None
+
+
+def test_a_config_that_ties_what_is_not_tied_is_corrected(tmp_path: Path, tiny_base: Path) -> None:
+    source = Path(shutil.copytree(tiny_base, tmp_path / "x"))
+    changed(tie_word_embeddings=True)(source)
+    model = load_language_model(source, CPU).model
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert model.config.tie_word_embeddings is False
 
 
 @pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])

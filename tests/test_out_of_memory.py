@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.recipe import load_recipe
 from policy.errors import ModelError
-from policy.trials import Reading
+from policy.reading.trials import Reading
 from stages.ppo import learner as ppo_learner
 from stages.ppo import stage as ppo
 from stages.ppo.out_of_memory import RowsAtOnce, rows_that_fit
@@ -85,13 +85,13 @@ class Update:
 
 @pytest.fixture(autouse=True)
 def one_sequence_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy.states.reading_of", lambda model: Reading(rows="padded"))
+    monkeypatch.setattr("policy.reading.states.reading_of", lambda *_: Reading(rows="padded"))
 
 
 @pytest.fixture(scope="module")
 def unhindered(chain: Chain) -> Update:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("policy.states.reading_of", lambda model: Reading(rows="padded"))
+        patch.setattr("policy.reading.states.reading_of", lambda *_: Reading(rows="padded"))
         return Update(chain)
 
 

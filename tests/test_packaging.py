@@ -16,12 +16,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts import chat
-
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-IMPORTED_AS = {"pyyaml": "yaml"}  # distributions whose module has another name
+IMPORTED_AS = {"pyyaml": "yaml", "vl-convert-python": "vl_convert"}  # distributions whose module has another name
 STAGES = {
     "sft": "sft",
     "comparisons": "comparisons",
@@ -60,7 +58,7 @@ def libraries(package: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_library_a_package_imports_is_declared(package: str) -> None:
-    declared = {IMPORTED_AS.get(r.name, r.name.replace("-", "_")) for r in requirements("qlora")}
+    declared = {IMPORTED_AS.get(r.name, r.name.replace("-", "_")) for r in requirements("qlora", "report")}
     assert libraries(package) - declared == set()
 
 
@@ -138,25 +136,3 @@ def test_a_stage_script_stands_for_its_own_command(name: str, tmp_path: Path) ->
 def test_the_pipeline_script_takes_a_recipe(tmp_path: Path) -> None:
     result = script("pipeline.py", str(ROOT / "recipes" / "quickstart.yaml"), "--print_config", cwd=tmp_path)
     assert (result.returncode, result.stdout.partition("\n")[0]) == (0, "name: quickstart")
-
-
-def test_chat_answers_a_prompt_and_repeats_itself_from_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        str(ROOT / "assets" / "quickstart_base"),
-        "--template",
-        "quickstart",
-        "--prompt",
-        "dog cat",
-        "--device",
-        "cpu",
-    ]
-    answers = []
-    for seed in ("0", "0", "1"):
-        assert chat.main([*words, "--seed", seed]) == 0
-        answers.append(capsys.readouterr().out)
-    assert answers[0] == answers[1] != answers[2]
-
-
-def test_chat_refuses_a_model_without_a_template_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert chat.main([str(ROOT / "assets" / "quickstart_base"), "--prompt", "dog"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

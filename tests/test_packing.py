@@ -15,9 +15,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from policy.packing import pack_lengths
-from policy.reading import reads_packed
-from policy.states import states_of_sequences
+from policy.reading.packing import pack_lengths
+from policy.reading.states import states_of_sequences
+from policy.reading.ways import reads_packed
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS: dict[str, PretrainedConfig] = {

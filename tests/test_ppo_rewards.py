@@ -240,7 +240,7 @@ def test_a_conversation_too_long_for_the_foreign_model_is_told(
     models: dict[str, Path], rollout: Rollout, tmp_path: Path
 ) -> None:
     tokenizer = load_tokenizer(models["foreign"])
-    model = from_language_model(models["foreign"], CPU, 0)
+    model = load_scalar_model(models["foreign"], CPU)
     model.config.max_position_embeddings = 16
     save_checkpoint(model, tokenizer, tmp_path / "short")
     part = RewardPart(model="short", text_crosses_over=True)
@@ -334,7 +334,7 @@ def test_a_model_that_a_part_names_is_a_parent(models: dict[str, Path], tmp_path
         ([{"name": "a b"}], "a reward is named 'a b'; use only letters, digits and _ in its name"),
         ([{"weight": ".inf"}], "rewards.weight|the weight of the reward 'reward_model' is inf"),
         ([{"functon": "a:b"}], "'ppo.rewards' has no setting 'functon'. Did you mean 'function'?"),
-        ([{"function": "nowhere_at_all:f"}], "ppo.rewards: cannot find 'nowhere_at_all:f'"),
+        ([{"function": "nowhere_at_all:f"}], r"ppo.rewards\[0\].function: cannot find 'nowhere_at_all:f'"),
         ([{"model": "no/such"}], "ppo.rewards.0 is 'no/such', which is not a directory"),
     ],
 )

@@ -20,8 +20,8 @@ from pipeline.__main__ import main
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_pipeline
 from policy.errors import ModelError
-from policy.reading import reads_packed
 from policy.precision import choose_precision, faster_precision
+from policy.reading.ways import reads_packed
 from policy.sampling.rollout import response_logprobs
 from stages.ppo.learner import make_learner
 from stages.ppo.prompts import shuffles

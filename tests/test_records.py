@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from data_schema import Comparison, DataError, Demonstration, Document, Message, Prompt, from_dict, prompt_text, to_dict
+from data_schema import (
+    Comparison,
+    DataError,
+    Demonstration,
+    Document,
+    Message,
+    Prompt,
+    Records,
+    from_dict,
+    prompt_text,
+    to_dict,
+)
 
 USER, ANSWER, SYSTEM = Message("user", "Hi?"), Message("assistant", "Hello."), Message("system", "Be kind.")
 
@@ -26,6 +37,12 @@ RECORDS = [
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
 def test_a_record_survives_the_way_to_plain_values_and_back(record: Any) -> None:
     assert from_dict(type(record), to_dict(record)) == record
+
+
+def test_an_answer_that_is_not_learned_survives_plain_values_and_an_arrow_table() -> None:
+    record = Demonstration("d", "test", (USER, Message("assistant", "No.", learned=False), USER, ANSWER))
+    for back in (from_dict(Demonstration, to_dict(record)), Records.of(Demonstration, [record])[0]):
+        assert [message.learned for message in back.messages] == [True, False, True, True]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)

@@ -24,8 +24,8 @@ from policy.language_model import load_tokenizer
 from policy.memory import quantized
 from policy.memory.checkpointing import checkpointed
 from policy.pretraining import pack_documents
-from policy.reading import reads_packed
-from policy.states import states_of_sequences
+from policy.reading.states import states_of_sequences
+from policy.reading.ways import reads_packed
 from stages.errors import ConfigError
 from stages.settings import LoraConfig, OptimizerConfig
 from stages.sft import stage as sft

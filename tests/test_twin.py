@@ -17,7 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from policy.twin import tiny_config, tiny_twin
+from policy.reading.twin import tiny_config, tiny_twin
 
 
 @torch.no_grad()

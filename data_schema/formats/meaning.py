@@ -47,7 +47,7 @@ NAMES: dict[Meaning, frozenset[str]] = {
     # What must not be learned: 0 or false, and 1 or true.
     "learned": names(
         "weight weights loss_weight sample_weight train trainable train_on train_on_turn do_train is_train loss learn"
-        " learnable supervised include include_in_training use_for_training used_in_training loss_mask"
+        " learned learnable supervised include include_in_training use_for_training used_in_training loss_mask"
     ),
     "left out": names(
         "mask masked is_masked exclude excluded is_excluded ignore ignored ignore_loss skip skipped deleted is_deleted"

@@ -195,10 +195,10 @@ def check_writes_answers(source: str, config: PreTrainedConfig) -> None:
 
 
 def check_reading(source: str, config: PreTrainedConfig) -> int:
-    """Try how the model is read (policy/reading.py) and say so if it is in a slower way. Returns the most tokens of
-    prompt and answer. Raises ConfigError if the model cannot be read exactly."""
+    """Try how the model is read (policy/reading/ways.py) and say so if it is in a slower way. Returns the most tokens
+    of prompt and answer. Raises ConfigError if the model cannot be read exactly."""
     from policy.errors import ModelError
-    from policy.reading import announce, longest_answer, readings_of_config
+    from policy.reading.ways import announce, longest_answer, readings_of_config
 
     try:
         readings = readings_of_config(config)

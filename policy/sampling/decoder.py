@@ -1,4 +1,4 @@
-"""Reads prompts and then one token per row at a time, for sampling and for the trials of policy/reading.py."""
+"""Reads prompts and then one token per row at a time, for sampling and for the trials of policy/reading/ways.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from policy.body import body_of, call
 from policy.encoding import Padded
 from policy.maths.masks import position_ids
-from policy.packing import equal_groups
+from policy.reading.body import body_of, call
+from policy.reading.packing import equal_groups
 
 
 class Decoder(Protocol):

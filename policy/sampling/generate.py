@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from policy.errors import ModelError
 from policy.maths.masks import is_stop
 from policy.precision import reads_model
-from policy.reading import check_can_sample, reading_of
+from policy.reading.trials import ANY
+from policy.reading.ways import check_can_sample, reading_of
 from policy.sampling.decoder import CachedDecoder, Decoder, RereadingDecoder
 from policy.special_tokens import hidden_ids, mask_ids
-from policy.trials import ANY
 
 
 class Responses(NamedTuple):

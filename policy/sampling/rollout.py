@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.body import head_of, logits_of_states
 from policy.encoding import pad
 from policy.maths.logprobs import TokenLogprobs, token_logprobs_from_hidden
 from policy.maths.masks import mask_from_lengths
 from policy.memory.heap import give_back_free_memory
-from policy.packing import equal_groups
 from policy.precision import reads_model
-from policy.reading import reading_of
+from policy.reading.body import head_of, logits_of_states
+from policy.reading.packing import equal_groups
+from policy.reading.states import states_of_sequences
+from policy.reading.ways import reading_of
 from policy.sampling.generate import sample_responses
 from policy.special_tokens import hidden_ids, mask_ids
-from policy.states import states_of_sequences
 
 
 class Rollout(NamedTuple):

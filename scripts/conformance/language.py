@@ -22,7 +22,7 @@ from policy.answer_likelihood import Question, answer_logprobs
 from policy.errors import ModelError
 from policy.language_model import LanguageModel, bare
 from policy.pretraining import pretraining_loss
-from policy.reading import reading_of
+from policy.reading.ways import reading_of
 from policy.sampling.rollout import as_rollout, collect_rollout, response_logprobs
 from scripts.conformance.reference import (
     ANSWERS,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.body import body_of
 from policy.errors import ModelError
+from policy.reading.body import body_of
 from policy.sampling.rollout import as_rollout
 from reward.frozen_layers import cut_after, mean_states
 from reward.scalar_model import from_language_model, response_scores, response_values

@@ -14,14 +14,14 @@ import torch
 
 from policy.errors import ModelError
 from policy.language_model import load_language_model, save_checkpoint
-from policy.reading import Reading, reading_of
-from policy.twin import tiny_twin
+from policy.reading.twin import tiny_twin
+from policy.reading.ways import Reading, reading_of
 from scripts.conformance.configs import NOT_TRIED, config_of
 from scripts.conformance.language import language_checks
 from scripts.conformance.reference import CPU, EXACT, own_logits, tokenizer, vocabulary
 from scripts.conformance.scalar import scalar_checks
 
-# How texts are read where it is not the fastest way: field and value of policy/reading.py:Reading -> words.
+# How texts are read where it is not the fastest way: field and value of policy/reading/ways.py:Reading -> words.
 WAYS: dict[tuple[str, str], str] = {
     ("logits", "own forward"): "own logits",
     ("rows", "padded"): "not packed",

@@ -32,11 +32,13 @@ def conversations(record: Record) -> list[tuple[Message, ...]]:
     return [record.prompt] if isinstance(record, Prompt) else []
 
 
-def learned(row: Encoded, kind: type) -> list[bool]:
-    """True on tokens that a model learns to write: all answers of a demonstration, the last one of a comparison, none
-    of a prompt."""
+def learned(row: Encoded, kind: type, talk: Sequence[Message]) -> list[bool]:
+    """True on tokens that a model learns to write: all answers of a demonstration that are not marked otherwise, the
+    last one of a comparison, none of a prompt."""
     if kind is Demonstration:
-        return row.is_response
+        from policy.encoding import learned_tokens
+
+        return learned_tokens(row, talk)
     ends = len(row.ids) if kind is Comparison else 0
     start = ends
     while start and row.is_response[start - 1]:

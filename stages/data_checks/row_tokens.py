@@ -152,7 +152,7 @@ def _problems(
         found |= {"tokens differ"} if differs else set()
         if isinstance(record, Prompt):
             continue
-        n = sum(learned(reading.encoded, type(record)))
+        n = sum(learned(reading.encoded, type(record), talk))
         lengths.answers.append(n)
         if n == 0:
             found.add("no mask")

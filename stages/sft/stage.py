@@ -26,9 +26,9 @@ from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.memory.checkpointing import checkpointed
 from policy.memory.quantized import quantize_nf4
 from policy.pretraining import pack_documents
-from policy.reading import reading_of
+from policy.reading.states import states_of_sequences
+from policy.reading.ways import reading_of
 from policy.sampling.rollout import output_head
-from policy.states import states_of_sequences
 from stages.doubts import warn
 from stages.errors import ConfigError
 from stages.job import Job, StageResult, data_account, write_seen_prompts

@@ -12,11 +12,11 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
-from policy.body import body_of
 from policy.language_model import bare
 from policy.maths.logprobs import token_logprobs_from_hidden
-from policy.packing import one_a_row, pack_lengths
-from policy.reading import reading_of
+from policy.reading.body import body_of
+from policy.reading.packing import one_a_row, pack_lengths
+from policy.reading.ways import reading_of
 from policy.sampling.rollout import output_head
 from stages.trainer import SortedWithinBatches
 

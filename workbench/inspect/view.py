@@ -62,7 +62,7 @@ def views(records: Iterable[Record], tokens: Tokens | None) -> Iterator[View]:
                 if isinstance(encoded, str):
                     pieces = [Piece(f"cannot be encoded: {encoded}", False, None, False)]
                 else:
-                    pieces = _token_pieces(tokens.tokenizer, encoded.ids, learned(encoded, type(record)))
+                    pieces = _token_pieces(tokens.tokenizer, encoded.ids, learned(encoded, type(record), talk))
             yield _view(title, pieces)
 
 
@@ -136,7 +136,8 @@ def verdict(report: Report) -> str:
 
 def _is_learned(record: Record, talk: Sequence[Message], turn: int) -> bool:
     """Whether the loss is on this turn; as `learned`, but for a whole turn."""
-    return talk[turn].role == "assistant" and (isinstance(record, Demonstration) or turn == len(talk) - 1)
+    here = talk[turn].learned if isinstance(record, Demonstration) else turn == len(talk) - 1
+    return talk[turn].role == "assistant" and here
 
 
 def _view(title: str, pieces: list[Piece]) -> View:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from policy.adapters import add_lora
-from policy.body import call, states
 from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.memory.checkpointing import checkpointed
+from policy.reading.body import call, states
 from policy.sampling.rollout import output_head
 from reward.adapter import scalar_model_over
 from reward.classes import scalar_class

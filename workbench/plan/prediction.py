@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from policy.language_model import load_config
+from policy.reading.ways import reading_of
 from stages.ppo.out_of_memory import micro_batch
 from stages.ppo.settings import PpoConfig
 from workbench.plan.live import LiveMemory
@@ -64,6 +65,8 @@ def predict(
     """Predict one PPO iteration with this model in every role and prompts of `prompt_length` tokens. With
     `frozen_layers`, reward and value model have that many layers and one more, as the recipe's reward model does."""
     models = Models(load_config(model), config, torch.device("meta"), frozen_layers)
+    for each in (models.policy, models.value):
+        reading_of(each, longest=0)  # tried here, since a trial needs real tensors
     roles = role_memory(models, config, with_reward_model)
     with FakeTensorMode():
         meter = MemoryMeter(imagine(models))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -18,33 +19,47 @@ from data_schema.messages import (
     check_plain_message,
     check_text,
     describe,
+    is_learned,
     message_text,
 )
 
 QUESTIONS = (
     "prompt", "instruction", "question", "query", "problem", "user_input", "user_prompt", "user_message", "user_query",
-    "user", "human", "request", "question_text", "input", "inputs", "orig_instruction", "orig_question",
+    "user", "human", "request", "question_text", "prompt_text", "input_text", "input", "inputs", "orig_instruction",
+    "orig_question",
 )  # fmt: skip
 ANSWERS = (
     "completion", "response", "output", "solution", "answer", "target", "targets", "assistant", "assistant_response",
     "assistant_output", "model_response", "model_output", "model_answer", "bot_response", "bot", "reply", "generation",
     "generated_text", "generated_answer", "generated_solution", "expected_output", "output_text", "answer_text",
-    "response_text", "gpt", "chatgpt", "gpt4_response", "gpt_response", "llm_response", "outputs", "demonstration",
+    "response_text", "target_text", "gpt", "chatgpt", "gpt4_response", "gpt_response", "llm_response", "outputs",
+    "demonstration", "ideal", "assistant_message", "assistant_reply", "bot_message", "bot_reply", "ai_response",
 )  # fmt: skip
-TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "trajectory", "context")
+# An answer of one of several models, such as "claude_answer".
+MODEL_ANSWER = re.compile(
+    r"(?:chatgpt|gpt|claude|llama|gemini|gemma|mistral|mixtral|vicuna|alpaca|deepseek|qwen|chatglm|bard|palm|phi|falcon)\w*?"
+    r"_(?:response|answer|output|completion|generation|solution)"
+)
+TURNS = (
+    "messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "trajectory", "contents",
+    "context_messages", "context",
+)  # fmt: skip
 CONTEXTS = ("input", "context")  # what an instruction is about
 # What a question is asked about or chosen from; a question without it cannot be answered.
 BESIDE = names(
     "choices options option_a choice_a opa mc1_targets distractors distractor1 passage passages paragraph document"
     " documents article story facts support context contexts evidence table premise hypothesis background schema"
+    " answer_options answer_choices incorrect_answers wrong_answers endings"
 )
+OPTION = re.compile(r"(?:option|choice|opt|op|distractor|ending|incorrect_answer|wrong_answer)_?[a-j0-9]")
 
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "prompter": "user", "gpt": "assistant",
     "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
     "bot": "assistant", "ai": "assistant", "chatbot": "assistant", "llm": "assistant",
 }  # fmt: skip
-ROLE_KEYS, TEXT_KEYS = ("role", "from", "speaker", "sender"), ("content", "value", "text", "message", "utterance")
+ROLE_KEYS = ("role", "from", "speaker", "sender")
+TEXT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
 
 
 @lru_cache(maxsize=1024)
@@ -89,7 +104,8 @@ def parse_turns(value: object, name: str) -> tuple[Message, ...]:
         if {"input", "output"} <= turn.keys():
             check_plain_message(turn, place, ("input", "output"))
             messages.append(Message("user", check_text(turn["input"], f"{place}.input")))
-            messages.append(Message("assistant", check_text(turn["output"], f"{place}.output")))
+            learned = is_learned(turn, place)
+            messages.append(Message("assistant", check_text(turn["output"], f"{place}.output"), learned))
             continue
         who, said = _key(turn, ROLE_KEYS), _key(turn, TEXT_KEYS)
         if who is None or said is None:
@@ -107,7 +123,8 @@ def parse_turns(value: object, name: str) -> tuple[Message, ...]:
         text = message_text(turn[said], f"{place}.{said}")
         if role == "system" and is_empty(text):
             continue  # no system prompt
-        messages.append(Message(role, check_text(text, f"{place}.{said}")))
+        learned = role != "assistant" or is_learned(turn, place)
+        messages.append(Message(role, check_text(text, f"{place}.{said}"), learned))
     return tuple(messages)
 
 

@@ -1,7 +1,7 @@
 """Packs sequences of unequal length next to each other into rows, so that almost no padding is computed.
 
 Each sequence has positions from 0 and attends only to itself: transformers derives the mask from the positions. The
-states equal those of separate rows, for models whose reading (policy/reading.py) is of packed rows.
+states equal those of separate rows, for models whose reading (policy/reading/ways.py) is of packed rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.body import states
+from policy.reading.body import states
 
 
 class Places(NamedTuple):

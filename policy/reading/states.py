@@ -1,14 +1,14 @@
-"""The body's states of texts, read as `policy/reading.py` found to be exact for the model."""
+"""The body's states of texts, read as `policy/reading/ways.py` found to be exact for the model."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.packing import states_in_rows, states_of_equals
 from policy.precision import reads_model
-from policy.reading import reading_of
-from policy.trials import ANY
+from policy.reading.packing import states_in_rows, states_of_equals
+from policy.reading.trials import ANY
+from policy.reading.ways import reading_of
 
 
 @reads_model

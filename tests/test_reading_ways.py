@@ -26,11 +26,11 @@ from transformers import (
 from policy.answer_likelihood import Question, answer_logprobs
 from policy.errors import ModelError
 from policy.pretraining import pretraining_loss
-from policy.reading import reading_of, readings_of_config, slower_ways
+from policy.reading.states import states_of_sequences
+from policy.reading.trials import Reading
+from policy.reading.twin import tiny_twin
+from policy.reading.ways import reading_of, readings_of_config, slower_ways
 from policy.sampling.rollout import as_rollout, collect_rollout, response_logprobs
-from policy.states import states_of_sequences
-from policy.trials import Reading
-from policy.twin import tiny_twin
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

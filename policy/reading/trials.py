@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.body import call, head_of, logits_of_states, states
 from policy.encoding import Padded, pad
 from policy.errors import ModelError
-from policy.packing import states_in_rows, states_of_equals
+from policy.reading.body import call, head_of, logits_of_states, states
+from policy.reading.packing import states_in_rows, states_of_equals
 from policy.sampling.decoder import CachedDecoder, states_after_prompts
 
 EXACT = 1e-4  # rounding error allowed in float32, relative to the largest value

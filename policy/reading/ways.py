@@ -1,8 +1,8 @@
 """How a model is read so that the numbers are those of its own forward pass on one text without padding.
 
 Fast ways of reading rest on assumptions: logits are head(states), texts can share a row or be padded, keys and values
-are the only state. Each is tried on the model's tiny twin (policy/twin.py), with texts beyond its window and answers
-that end early. Where one fails, the exact slower way is chosen; a model that has none is refused.
+are the only state. Each is tried on the model's tiny twin (policy/reading/twin.py), with texts beyond its window and
+answers that end early. Where one fails, the exact slower way is chosen; a model that has none is refused.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from policy.body import call
 from policy.errors import ModelError
 from policy.precision import autocast
-from policy.trials import ANY, LONG, SHORT, Reading, try_readings
-from policy.twin import tiny_twin
+from policy.reading.body import call
+from policy.reading.trials import ANY, LONG, SHORT, Reading, try_readings
+from policy.reading.twin import tiny_twin
 
 logger = logging.getLogger("triptych.model")
 SLOWER = {
@@ -120,7 +120,7 @@ def readings_of_config(config: PreTrainedConfig, device: torch.device | None = N
     """How to read a model with this config (within its reach, beyond it), tried on its twin. None if there is no twin.
 
     Raises ModelError if no way is exact."""
-    device = device or torch.device("cpu")
+    device = torch.device("cpu") if device is None or device.type == "meta" else device
     key = architecture_key(config, device)
     if key not in _of_config:
         try:

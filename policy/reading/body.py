@@ -1,6 +1,6 @@
 """A language model's parts: its body, which turns ids into states, and its own way from states to logits.
 
-Nothing here assumes what an architecture looks like; `policy/reading.py` tries what holds for a model.
+Nothing here assumes what an architecture looks like; `policy/reading/ways.py` tries what holds for a model.
 """
 
 from __future__ import annotations
