@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.formats.meaning import is_empty, meanings, names, plain, unlearned, verdict_of, word
+from data_schema.formats.meaning import is_empty, marks, meanings, names, plain, unlearned, verdict_of, word
 
 ROLES = ("system", "user", "assistant")
 
@@ -56,7 +56,10 @@ def check_list(value: object, name: str) -> list[Any]:
 
 # ---- messages as published
 
-MESSAGE_ROLES = {"developer": "system", "model": "assistant", "chatbot": "assistant"}  # other names of ROLES
+MESSAGE_ROLES = {  # other names of ROLES
+    "developer": "system", "human": "user", "prompter": "user", "model": "assistant", "chatbot": "assistant",
+    "ai": "assistant", "bot": "assistant", "gpt": "assistant",
+}  # fmt: skip
 TOOL_ROLES = ("tool", "function", "tool_call", "tool_calls", "tool_response", "observation", "function_call", "ipython")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id", "tool_responses", "tool_results")
 # Keys that change nothing in what is said: who and where, and what a filter found.
@@ -67,6 +70,9 @@ HARMLESS_KEYS = names(
     " moderation toxic_chat_tag type cache_control end_turn source origin metadata meta annotations refusal"
     " role content from value sender"
 )
+
+
+PART_KEYS = ("text", "type", "cache_control", "annotations", "index", "id")  # of a part of type text
 
 
 def check_plain_message(item: Mapping[str, Any], place: str, spoken: Sequence[str] = ("role", "content")) -> None:
@@ -95,7 +101,7 @@ def message_text(content: object, name: str) -> object:
             kind = part.get("type") if isinstance(part, dict) else None
             found = f"'{kind}'" if isinstance(kind, str) else describe(part)
             raise DataError(f"'{name}[{i}]' must be a part of type text, found {found}; remove the row", field=name)
-        others = [key for key, value in part.items() if key not in ("text", "type", "cache_control", "annotations")]
+        others = [key for key, value in part.items() if key not in PART_KEYS]
         if filled := [key for key in others if not is_empty(part[key])]:
             raise DataError(f"'{name}[{i}]' also has '{filled[0]}'; only text is supported", field=name)
         texts.append(text)
@@ -110,24 +116,14 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
     for i, item in enumerate(check_list(value, name)):
         if not isinstance(item, dict):
             raise DataError(f"'{name}[{i}]' must be an object, found {describe(item)}", field=name)
-        if isinstance(item.get("role"), str) and item["role"].lower() in TOOL_ROLES:
-            raise DataError(
-                f"'{name}[{i}]' has the role {item['role']}; tool calls are not supported, remove the row", field=name
-            )
-        if any(item.get(key) for key in TOOL_KEYS):
-            check_plain_message(item, f"{name}[{i}]")
-        for key in ("role", "content"):
-            if key not in item:
-                raise DataError(f"'{name}[{i}]' has no '{key}', only {', '.join(item) or 'nothing'}", field=name)
-        check_plain_message(item, f"{name}[{i}]")
-        role = item["role"]
-        if isinstance(role, str) and (lower := role.lower()) in (*ROLES, *MESSAGE_ROLES):
-            role = MESSAGE_ROLES.get(lower, lower)
-        content = message_text(item["content"], f"{name}[{i}].content")
+        if item.keys() == USUAL_KEYS and item["role"] in ROLES and isinstance(item["content"], str):
+            role, content, learned = item["role"], item["content"], True
+        else:
+            role, content = _role_and_content(item, f"{name}[{i}]", name)
+            learned = role != "assistant" or is_learned(item, f"{name}[{i}]")
         if role == "system" and is_empty(content):
             continue  # no system prompt
         try:
-            learned = role != "assistant" or is_learned(item, f"{name}[{i}]")
             messages.append(Message(role, content, learned))  # type: ignore[arg-type]  # Message checks it
         except DataError as error:
             reason = f"a message of '{name}': {error.reason}"
@@ -135,21 +131,50 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+USUAL_KEYS = {"role", "content"}
+
+
+def _role_and_content(item: Mapping[str, Any], place: str, name: str) -> tuple[object, object]:
+    if isinstance(item.get("role"), str) and item["role"].lower() in TOOL_ROLES:
+        raise DataError(
+            f"'{place}' has the role {item['role']}; tool calls are not supported, remove the row", field=name
+        )
+    if any(item.get(key) for key in TOOL_KEYS):
+        check_plain_message(item, place)
+    for key in ("role", "content"):
+        if key not in item:
+            raise DataError(f"'{place}' has no '{key}', only {', '.join(item) or 'nothing'}", field=name)
+    check_plain_message(item, place)
+    role = item["role"]
+    if isinstance(role, str) and (lower := role.lower()) in (*ROLES, *MESSAGE_ROLES):
+        role = MESSAGE_ROLES.get(lower, lower)
+    return role, message_text(item["content"], f"{place}.content")
+
+
 def is_learned(answer: Mapping[str, Any], place: str) -> bool:
     """Whether an answer may be learned, by its own marks, such as OpenAI's `weight`. Raises DataError for a weight
     other than 0 and 1."""
-    marks = {key: value for key, value in answer.items() if not is_empty(value)}
-    if (why := unlearned(marks)) and why.endswith("supported"):
+    found = {key: answer[key] for key in marks(tuple(answer)) if not is_empty(answer[key])}
+    if not found:
+        return True
+    if (why := unlearned(found)) and why.endswith("supported"):
         raise DataError(f"'{place}': {why}", field=place)
-    return why is None and not any(verdict_of(key, value) is False for key, value in marks.items())
+    return why is None and not any(verdict_of(key, value) is False for key, value in found.items())
+
+
+ASKING = ("user", "human", "prompter", "system", "developer")
 
 
 def check_learned(value: object, name: str) -> None:
     """Raise DataError if the last answer of a conversation is marked as one that must not be learned, such as by
     OpenAI's `weight: 0`. Earlier answers may be: they are read and not learned (`is_learned`)."""
-    turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
-    asking = ("user", "human", "prompter", "system", "developer")
-    last = next((t for t in reversed(turns) if str(t.get("role", t.get("from"))).lower() not in asking), {})
+    last: Mapping[str, Any] = {}
+    for turn in reversed(value) if isinstance(value, list) else ():
+        if isinstance(turn, dict) and str(turn.get("role", turn.get("from"))).lower() not in ASKING:
+            last = turn
+            break
+    if not marks(tuple(last)):
+        return
     if why := unlearned(last):
         raise DataError(f"the last answer of '{name}' is marked as not to be learned: {why}", field=name)
     if bad := next((key for key, content in last.items() if verdict_of(key, content) is False), None):

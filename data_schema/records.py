@@ -7,7 +7,8 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from data_schema.errors import DataError, did_you_mean
 from data_schema.messages import ROLES as ROLES
@@ -22,13 +23,12 @@ from data_schema.messages import parse_messages as parse_messages
 def _check_turns(messages: Sequence[object], name: str, last: str) -> tuple[Message, ...]:
     """Check for an optional system message, then user and assistant alternating, user first and `last` at the end."""
     turns = tuple(messages)
-    for i, message in enumerate(turns):
-        if not isinstance(message, Message):
-            raise DataError(f"'{name}[{i}]' must be a message, found {describe(message)}", field=name)
     roles = [m.role for m in turns if isinstance(m, Message)]
+    if len(roles) != len(turns):
+        i, message = next((i, m) for i, m in enumerate(turns) if not isinstance(m, Message))
+        raise DataError(f"'{name}[{i}]' must be a message, found {describe(message)}", field=name)
     spoken = roles[1:] if roles[:1] == ["system"] else roles
-    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(spoken))]
-    if spoken != expected:
+    if spoken[::2].count("user") + spoken[1::2].count("assistant") != len(spoken):
         raise DataError(
             f"'{name}' must alternate user and assistant after an optional system message, found {' '.join(roles)}",
             field=name,
@@ -36,7 +36,7 @@ def _check_turns(messages: Sequence[object], name: str, last: str) -> tuple[Mess
     if not spoken or spoken[-1] != last:
         found = roles[-1] if roles else "no messages"
         raise DataError(f"'{name}' must end with the {last}, found {found}", field=name)
-    return tuple(m for m in turns if isinstance(m, Message))
+    return cast(tuple[Message, ...], turns)
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,24 @@ def prompt_text(record: Record) -> str:
 def to_dict(record: Record) -> dict[str, Any]:
     """The record as plain JSON values, without empty optional fields."""
     out: dict[str, Any] = {}
-    for f in fields(record):
-        value = getattr(record, f.name)
-        if value is None or (f.name == "meta" and not value):
+    for name in _names_of_fields(type(record)):
+        value = getattr(record, name)
+        if value is None or (name == "meta" and not value):
             continue
-        if f.name in ("messages", "prompt"):
+        if name in ("messages", "prompt"):
             value = [
-                {"role": m.role, "content": m.content} | ({} if m.learned else {"learned": False}) for m in value
+                {"role": m.role, "content": m.content}
+                if m.learned
+                else {"role": m.role, "content": m.content, "learned": False}
+                for m in value
             ]
-        out[f.name] = list(value) if isinstance(value, tuple) else value
+        out[name] = list(value) if isinstance(value, tuple) else value
     return out
+
+
+@cache
+def _names_of_fields(kind: type[Record]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 def from_dict(kind: type[R], row: Mapping[str, Any]) -> R:

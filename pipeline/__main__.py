@@ -29,7 +29,6 @@ run a recipe:
                              run a stage under several settings and compare them in one table
 before a run:
   data inspect SOURCE        show what a data set contains, its problems, and which tokens are trained
-  check MODEL                try what triptych relies on in a model, and say what it lacks
   check MODEL                show how a model is read, what it lacks, and whether it can be used
   plan RECIPE                predict PPO's memory use and time per iteration
 after a run:

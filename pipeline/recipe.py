@@ -53,10 +53,7 @@ def read_yaml(path: Path, below: tuple[Path, ...] = (), copies: Collection[str] 
     try:
         rows = read_file(path)
     except FileNotFoundError:
-        there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else f"there are: {', '.join(there) or 'no recipes'}"
-        raise ConfigError(f"no recipe {path}; {hint}") from None
+        raise ConfigError(f"no recipe {path}; {_other_recipes(path)}") from None
     base = rows.pop("extends", None)
     rows = find_paths(_normalise(rows), path.parent, copies)
     if base is None:
@@ -67,6 +64,16 @@ def read_yaml(path: Path, below: tuple[Path, ...] = (), copies: Collection[str] 
     if (path.parent / base).resolve() in chain:
         raise ConfigError(f"{path} extends {base}, which extends it too; remove one 'extends'")
     return _merge(read_yaml(path.parent / base, chain, copies), rows)
+
+
+def _other_recipes(path: Path) -> str:
+    """What may have been meant by a recipe that is not there: one of its folder, or of the folder `recipes` in it."""
+    there = [found for folder in (path.parent, path.parent / "recipes") for found in sorted(folder.glob("*.y*ml"))]
+    near = difflib.get_close_matches(path.stem, [found.stem for found in there], n=1)
+    if near:
+        return f"did you mean {next(found for found in there if found.stem == near[0])}?"
+    names = [str(found.relative_to(path.parent)) for found in there]
+    return f"there are: {', '.join(names)}" if names else "there are none here; check the path"
 
 
 def as_yaml(recipe: Recipe) -> str:

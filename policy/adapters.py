@@ -55,9 +55,21 @@ def _target_modules(model: PreTrainedModel, targets: str) -> str | list[str]:
     """`targets` as peft takes it. Raises ModelError unless every name fits a linear layer."""
     if targets.strip() == ALL_LINEAR:
         return ALL_LINEAR
+    found = check_targets(model, targets)
+    if all(layer == name or layer.endswith(f".{name}") for name, layers in found.items() for layer in layers):
+        return list(found)
+    return sorted({layer for layers in found.values() for layer in layers})
+
+
+def check_targets(model: PreTrainedModel, targets: str) -> dict[str, list[str]]:
+    """Each name in `targets` with the full names of its layers. Raises ModelError unless every name fits a linear layer
+    other than the output head."""
     names = [name.strip() for name in targets.split(",") if name.strip()]
-    linear = linear_layers(model)
-    found = {name: [layer for layer in linear if _fits(name, layer)] for name in names}
+    head = model.get_output_embeddings()
+    layers = linear_layers(model)
+    heads = [layer for layer in layers if model.get_submodule(layer) is head]
+    linear = [layer for layer in layers if layer not in heads]
+    found = {name: [layer for layer in layers if _fits(name, layer)] for name in names}
     missing = [name for name, layers in found.items() if not layers]
     if missing or not names:
         known = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in linear))
@@ -66,17 +78,13 @@ def _target_modules(model: PreTrainedModel, targets: str) -> str | list[str]:
             f"lora.targets '{targets}' does not fit this model: it has no linear layer named '{unknown}'; "
             f"its linear layers are {known}. Name some of these, or set '{ALL_LINEAR}'."
         )
-    head = model.get_output_embeddings()
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
-    for name, layers in found.items():
-        if tied and any(model.get_submodule(layer) is head for layer in layers):
+    for name, fitting in found.items():
+        if set(heads) & set(fitting):
             raise ModelError(
-                f"lora.targets '{targets}' does not fit this model: '{name}' shares its weights with the embedding, "
-                "which would change too when adapters are merged; leave it out."
+                f"lora.targets '{targets}' does not fit this model: '{name}' is its output head, whose weights are read "
+                "directly, so an adapter on it would not be trained; leave it out."
             )
-    if all(layer == name or layer.endswith(f".{name}") for name, layers in found.items() for layer in layers):
-        return names
-    return sorted({layer for layers in found.values() for layer in layers})
+    return found
 
 
 def _fits(target: str, layer: str) -> bool:

@@ -13,7 +13,7 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def raised(error: Exception) -> str:
+def raised(error: BaseException) -> str:
     """Describe an exception from a user's function, and where it was raised, in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(place.filename).name}:{place.lineno})"

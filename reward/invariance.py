@@ -44,7 +44,7 @@ def check_scores_are_independent(model: PreTrainedModel, pad_id: int) -> None:
 def _texts(model: PreTrainedModel, pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
     """Fixed random ids from the model's vocabulary, without the padding token."""
     rng = torch.Generator().manual_seed(0)
-    vocabulary = torch.tensor([i for i in range(min(model.config.vocab_size, 4096)) if i != pad_id])
+    vocabulary = torch.tensor([i for i in range(min(model.config.get_text_config().vocab_size, 4096)) if i != pad_id])
     drawn = [
         [vocabulary[torch.randint(len(vocabulary), (n,), generator=rng)].tolist() for n in lengths]
         for lengths in (PROMPT_LENGTHS, RESPONSE_LENGTHS)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from data_schema.messages import describe
 from data_schema.records import Message, Prompt
 from policy.encoding import encode_answers, encode_prompts
 from policy.errors import ModelError, raised
@@ -137,7 +138,7 @@ class FunctionReward:
         digest = hashlib.sha256("\0".join([str(self.seed), *texts]).encode()).digest()
         try:
             given = self.function(list(prompts), list(texts), int.from_bytes(digest[:4]))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(
                 f"the reward function '{self.path}' raised {raised(error)}; fix it so that it scores every answer."
             ) from error
@@ -145,8 +146,8 @@ class FunctionReward:
             scores = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
-                f"the reward function '{self.path}' returned {type(given).__name__} ({str(given)[:SHOWN]}); return a "
-                "list with one number for each answer."
+                f"the reward function '{self.path}' returned {_returned(given)}; return a list with one number for "
+                "each answer."
             ) from error
         if scores.shape != (len(texts),):
             raise ModelError(
@@ -160,6 +161,16 @@ class FunctionReward:
                 "return finite numbers."
             )
         return Scored(scores, {})
+
+
+def _returned(given: Any) -> str:
+    """What a reward function returned in place of numbers, in words."""
+    if given is None:
+        return "nothing"
+    if not isinstance(given, list | tuple):
+        return "something that is not a list"
+    item = next((item for item in given if isinstance(item, bool) or not isinstance(item, int | float)), given)
+    return f"a list with {describe(item)} in it"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -17,6 +18,10 @@ from policy.errors import raised
 from stages.errors import ConfigError
 
 SHOWN = 60  # characters of an answer shown in an error
+# Last word of a setting -> what its function is called with.
+ARGUMENTS = {name: ("meta", "answer", "ended") for name in ("judge", "--judge", "labeler", "monitor")} | {
+    "function": ("prompts", "answers", "seed")
+}
 # (meta of the prompt, text of the response, whether it ended with EOS) -> "gold" and any further scores
 Judge = Callable[[Mapping[str, Any], str, bool], dict[str, float]]
 
@@ -30,7 +35,7 @@ def load_judge(path: str, key: str) -> Judge:
     def judge(meta: Mapping[str, Any], response: str, finished: bool) -> dict[str, float]:
         try:
             grades: Any = function(meta, response, finished)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{key}: '{path}' raised {raised(error)} on the answer {response[:SHOWN]!r}; give prompts with the "
                 "columns it needs, or let it handle every answer"
@@ -85,7 +90,25 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{key}: '{path}' is not a function; name one")
     function: Callable[..., Any] = found
+    check_call(function, path, key)
     return function
+
+
+def check_call(function: Callable[..., Any], path: str, key: str) -> None:
+    """Raise ConfigError if a function cannot be called as the setting `key` calls its function."""
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{key}: '{path}' is an async function; write one with 'def' that returns its result")
+    given = ARGUMENTS.get(key.rpartition(".")[2])
+    try:
+        if given is not None:
+            inspect.signature(function).bind(*given)
+    except TypeError:
+        raise ConfigError(
+            f"{key}: '{path}' cannot be called with {len(given or ())} arguments; write it as "
+            f"'def {path.rpartition(':')[2]}({', '.join(given or ())})'"
+        ) from None
+    except ValueError:  # some functions written in C do not say what they take
+        return
 
 
 def check_function(path: str, key: str) -> None:

@@ -16,6 +16,9 @@ from stages.progress import progress
 from stages.tracking import Tracker
 
 
+LOWER = "lower the stage's optimizer.learning_rate, or raise its warm-up"
+
+
 def split_batch(section: str, batch: int, micro_batch: int) -> tuple[int, int]:
     """-> (rows per forward pass, passes per optimiser step). Raises ConfigError if the batch is not divisible."""
     micro_batch = micro_batch or batch
@@ -55,6 +58,7 @@ def trainer_arguments(
         "max_grad_norm": max_grad_norm,
         "logging_steps": max(1, steps // 100),
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # transformers would log 0 for a loss that is not a number
         "save_strategy": "no",  # a stage publishes once, at the end
         "report_to": "none",  # the Tracker reports instead
         "seed": seed,
@@ -124,3 +128,12 @@ class RecordCallback(ProgressCallback):
             self.tracker.log(kept, step=self.steps_before + state.global_step)
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        if not math.isfinite(float((logs or {}).get("loss", 0))):
+            raise ConfigError(f"{self.prefix}: the loss is not a finite number in step {state.global_step}; {LOWER}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        super().on_train_end(args, state, control, **kwargs)
+        if not all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad):
+            raise ConfigError(f"{self.prefix}: weights are not finite after step {state.global_step}; {LOWER}")

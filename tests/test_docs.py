@@ -132,6 +132,14 @@ def test_every_whole_recipe_in_the_documents_loads(tmp_path: Path) -> None:
         assert isinstance(load_recipe(path), Recipe)
 
 
+def test_every_json_example_of_a_page_has_one_object_per_line() -> None:
+    pages = {page.name: FENCE.findall(page.read_text(encoding="utf-8")) for page in PAGES}
+    lines = [line for blocks in pages.values() for kind, code in blocks if kind == "json" for line in code.splitlines()]
+    assert len(lines) > 5
+    for line in lines:
+        assert isinstance(json.loads(line), dict), line
+
+
 def test_every_message_quoted_in_troubleshooting_is_in_the_source() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quotes = [" ".join(quote.split()) for quote in QUOTED.findall(page)]

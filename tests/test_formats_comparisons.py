@@ -297,7 +297,7 @@ def test_of_several_answers_only_the_bad_ones_are_left_out() -> None:
 BAD: dict[str, tuple[Row, str, str, str]] = {
     "no such label": (LLMBAR | {"label": 3}, "llmbar", "label", r"'label' must be one of 1, 2, found a number \(3\)"),
     "a boolean label": (AUTOJ | {"label": True}, "autoj", "label", "one of 0, 1, 2, found a boolean"),
-    "no such grade": (TULU_HUMAN | {"preference": "a"}, "tulu_human", "preference", "one of a-is-better, .*text"),
+    "no such grade": (TULU_HUMAN | {"preference": "z"}, "tulu_human", "preference", "one of a-is-better, .*text"),
     "preference beyond 2": (ALPACA_EVAL | {"preference": 3}, "alpaca_eval", "preference", "0 or from 1 to 2, found 3"),
     "a vote beyond 2": (PANDALM | {"annotator2": 7}, "pandalm", "annotator2", "'annotator2' must be one of"),
     "no post": (TLDR | {"info": {"subreddit": "a", "title": "b"}}, "tldr_comparisons", "info", "no text 'post'"),

@@ -178,7 +178,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "empty ranked output": (ALPACA | {"output": ["a", ""]}, Comparison, r"'output\[1\]' is empty"),
     "one ranked output": (ALPACA | {"output": ["a"]}, Comparison, "must have two or more, found 1"),
     "bad history": (LIMA | {"history": [["a"]]}, Prompt, r"'history\[0\]' must be \[question, answer\]"),
-    "unknown role": ({"messages": [{"role": "human", "content": "a"}]}, Prompt, "one of system, user, assistant"),
+    "unknown role": ({"messages": [{"role": "narrator", "content": "a"}]}, Prompt, "one of system, user, assistant"),
 }
 
 
@@ -211,7 +211,7 @@ def test_a_kind_that_a_format_cannot_give_names_the_formats_that_can() -> None:
 
 
 # Tested with the instruction formats and with the general ones.
-TEXT_FORMS = ("alpaca_text", "guanaco_text", "prompt_response", "transcript", "conversation", "pair")
+TEXT_FORMS = ("alpaca_text", "guanaco_text", "prompt_response", "transcript", "conversation", "pair", "question")
 
 
 def test_every_format_is_recognised_by_some_row_here_or_in_the_tests_of_its_family() -> None:

@@ -117,11 +117,48 @@ def test_tokens_without_an_embedding_are_a_warning(
     assert "has 2 more ids than the model has embeddings" in line and "'okapi'" in line
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
-def test_an_encoder_is_refused(tmp_path: Path, small_base: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("bert", ["BertForMaskedLM"], "an encoder that fills in masked words"),
+        ("bert", ["BertModel"], "type 'bert', which cannot write an answer"),
+        ("distilbert", [], "type 'distilbert', which cannot write an answer"),
+    ],
+)
+def test_an_encoder_is_refused(tmp_path: Path, small_base: Path, kind: str, names: list[str], message: str) -> None:
     base = base_with(quickstart_tokenizer(), small_base, tmp_path / "base")
-    (base / "config.json").write_text(json.dumps({"model_type": kind, "architectures": ["BertForMaskedLM"]}))
-    with pytest.raises(ConfigError, match=f"type '{kind}', which cannot write an answer"):
+    (base / "config.json").write_text(json.dumps({"model_type": kind, "architectures": names}))
+    with pytest.raises((ConfigError, ModelError), match=message):
+        check(tmp_path, base, only="sft")
+
+
+@pytest.mark.parametrize(
+    ("setting", "named", "message"),
+    [
+        ("ppo__sft", "reward_model", r"^ppo\.sft: .* is a reward model, which cannot generate text"),
+        ("ppo__reward_model", "sft", r"^ppo\.reward_model: .* is a LlamaForCausalLM, not a reward model"),
+        (
+            "ppo__sft",
+            "comparisons",
+            r"^ppo\.sft: .*it is the checkpoint of the stage comparisons, which holds no model",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused_with_its_setting(
+    chain: Chain, tmp_path: Path, setting: str, named: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(tmp_path, chain.base, only="ppo", **{setting: str(chain.checkpoint(named))})
+
+
+def test_a_model_without_an_exact_way_to_be_read_is_refused(tmp_path: Path, small_base: Path) -> None:
+    """A decoder that reads both ways: its class is a language model's, so only the trial shows it."""
+    base = base_with(quickstart_tokenizer(), small_base, tmp_path / "base")
+    size = len(quickstart_tokenizer())
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = {"model_type": "roformer", "architectures": ["RoFormerForCausalLM"], "vocab_size": size, **shape}
+    (base / "config.json").write_text(json.dumps({**config, "is_decoder": False}))
+    with pytest.raises(ConfigError, match=r"cannot be used|cannot write an answer"):
         check(tmp_path, base, only="sft")
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
 
 from stages.errors import ConfigError
-from stages.judging import check_function, gold_score, load_judge, names_defined
+from stages.judging import check_function, gold_score, load_function, load_judge, names_defined
 
 
 def test_a_judge_is_found_by_module_and_function() -> None:
@@ -43,6 +44,45 @@ def test_a_path_that_leads_to_no_function_is_refused_with_its_key(path: str, par
     with pytest.raises(ConfigError, match=part) as caught:
         load_judge(path, "ppo.monitor")
     assert "ppo.monitor" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def too_few(meta: object) -> dict[str, float]:
+    return {}
+
+
+async def later(meta: object, answer: str, ended: bool) -> dict[str, float]:
+    return {}
+
+
+def three(prompts: object, answers: object, seed: object, more: object = None) -> list[float]:
+    return []
+
+
+def as_trl_calls_it(*, prompts: object, completions: object, **columns: object) -> list[float]:
+    return []
+
+
+def ends_python(meta: object, answer: str, ended: bool) -> dict[str, float]:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("key", ["evaluate.judge", "comparisons.labeler", "ppo.monitor", "ppo.rewards[0].function"])
+@pytest.mark.parametrize("name", ["too_few", "as_trl_calls_it"])
+def test_a_function_that_cannot_be_called_as_needed_is_refused_before_it_is_called(key: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cannot be called with 3 arguments; write it as 'def {name}\(") as caught:
+        load_function(f"test_judging:{name}", key)
+    assert str(caught.value).startswith(key)
+    assert load_function("test_judging:three", key) is not None
+
+
+def test_a_function_that_returns_later_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is an async function"):
+        load_function("test_judging:later", "ppo.monitor")
+
+
+def test_a_judge_that_ends_python_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="raised SystemExit: 3"):
+        load_judge("test_judging:ends_python", "ppo.monitor")({}, "a", True)
 
 
 GRADES: object = None  # what `returns` gives

@@ -56,6 +56,12 @@ def words(prompts, answers, seed):
 def nothing(prompts, answers, seed):
     pass
 
+def ends_python(prompts, answers, seed):
+    raise SystemExit(3)
+
+def a_generator(prompts, answers, seed):
+    return (1.0 for _ in answers)
+
 def not_a_number(prompts, answers, seed):
     return [float("nan")] * len(answers)
 """
@@ -199,8 +205,10 @@ def test_a_function_is_called_once_a_batch_with_prompts_texts_and_a_seed(
     [
         ("fails", r"raised ZeroDivisionError: division by zero \(functions_of_.*\.py:\d+\)"),
         ("too_few", r"returned numbers of shape \(1,\) for 3 answers"),
-        ("words", "returned list .*one number for each answer"),
-        ("nothing", "returned NoneType"),
+        ("words", r"returned a list with text \(.*one number for each answer"),
+        ("ends_python", r"raised SystemExit: 3 \("),
+        ("nothing", "returned nothing; return a list"),
+        ("a_generator", "returned something that is not a list; return"),
         ("not_a_number", "returned nan for the answer 'fox owl fox owl .'"),
     ],
 )

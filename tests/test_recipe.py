@@ -174,6 +174,11 @@ def test_a_printed_config_loads_again_to_the_same_recipe(recipe: Path) -> None:
 def test_a_recipe_that_is_not_there_suggests_a_near_name(recipe: Path) -> None:
     assert f"did you mean {recipe}?" in complaint(recipe.with_name("smal.yaml"))
     assert "there are: small.yaml" in complaint(recipe.with_name("nothing-like-it.yaml"))
+    (recipe.parent / "recipes").mkdir()
+    inside = recipe.rename(recipe.parent / "recipes" / "small.yaml")
+    assert f"did you mean {inside}?" in complaint(recipe.with_name("smal"))
+    inside.unlink()
+    assert "there are none here; check the path" in complaint(recipe)
 
 
 def test_a_base_recipe_that_is_not_there_is_named(recipe: Path) -> None:

@@ -15,6 +15,7 @@ from data_schema import Demonstration, Message
 from data_schema.sources import Source
 from pipeline.recipe import load_recipe
 from policy.language_model import LanguageModel, load_tokenizer
+from stages.errors import ConfigError
 from stages.settings import LoraConfig, OptimizerConfig
 from stages.sft import stage as sft
 from stages.sft.settings import SftConfig
@@ -236,3 +237,16 @@ def test_the_prompts_it_saw_are_left_in_the_checkpoint(chain: Chain) -> None:
     seen = read_seen_prompts([chain.checkpoint("sft")])
     assert seen == {prompt_hash(record) for record in train_records}
     assert len(held_out) and not seen & {prompt_hash(record) for record in held_out}
+
+
+@pytest.mark.parametrize(
+    ("rate", "epochs", "words"),
+    [(1e30, 1.0, "the loss is not a finite number in step"), (1e39, 1e-9, "weights are not finite after step 1")],
+)
+def test_training_that_ends_in_no_numbers_publishes_nothing(
+    chain: Chain, tmp_path: Path, rate: float, epochs: float, words: str
+) -> None:
+    optimizer = OptimizerConfig(learning_rate=rate, schedule="constant")
+    with pytest.raises(ConfigError, match=f"^sft: .*{words}.*; lower the stage's optimizer.learning_rate"):
+        train(chain, tmp_path, epochs=epochs, optimizer=optimizer)
+    assert not (tmp_path / "output" / "model.safetensors").exists()

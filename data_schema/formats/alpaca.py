@@ -18,6 +18,8 @@ from data_schema.records import Comparison, Demonstration, Message, Prompt, chec
 def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]:
     """The conversation up to the question. Raises DataError for a missing, empty or wrongly typed column."""
     instruction = text_of(row, "instruction")
+    if context_column == "input" and not row.get("input") and isinstance(row.get("context"), str):
+        context_column = "context"
     context = row.get(context_column) or ""
     if not isinstance(context, str):
         raise DataError(f"'{context_column}' must be text, found {describe(context)}", field=context_column)
@@ -25,6 +27,10 @@ def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]
     if not context.strip():
         return (*turns, *spoken(instruction, "instruction"))
     return (*turns, Message("user", with_input(instruction, context)))
+
+
+def read_by_alpaca(row: Row) -> tuple[str, ...]:
+    return ("input" if row.get("input") else "context", "input", "history", "text")
 
 
 SYSTEM_PROMPT = re.compile(r"\s*You are (an?|the) ([\w-]+ ){0,3}assistant\b", re.I)

@@ -44,19 +44,30 @@ def _nothing_else(row: Row) -> Collection[str]:
     return ()
 
 
+def _alpaca_columns(row: Row) -> tuple[str, ...]:
+    return ("input", "history")
+
+
 def _format(
     *columns: str,
     read: Read,
     fits: Fits = _any,
     gather: Gather | None = None,
     reads: Callable[[Row], Collection[str]] = _nothing_else,
+    may_be: Callable[[tuple[str, ...]], object] = bool,
 ) -> Format:
-    return Format(frozenset(columns), fits, readers(read), gather, reads, judges=True)
+    return Format(frozenset(columns), fits, readers(read), gather, reads, judges=True, may_be=may_be)
 
 
 def _kto(*columns: str) -> Format:
     return Format(
-        frozenset(columns), marked.is_marked, marked.MARKED_READERS, marked.gather_marked, _marked_columns, judges=True
+        frozenset(columns),
+        marked.is_marked,
+        marked.MARKED_READERS,
+        marked.gather_marked,
+        _marked_columns,
+        judges=True,
+        may_be=marked.judging_columns,
     )
 
 
@@ -102,15 +113,23 @@ COMPARISON_FORMATS: dict[str, Format] = {
     "qa_feedback": _format(
         "question", "passages", "prediction 1", "prediction 2", "preference", read=rankings.qa_feedback
     ),
-    "alpaca_eval": _format("instruction", "output_1", "output_2", "preference", read=pairs.alpaca_eval),
+    "alpaca_eval": _format(
+        "instruction", "output_1", "output_2", "preference", read=pairs.alpaca_eval, reads=_alpaca_columns
+    ),
     "llmbar": _format("input", "output_1", "output_2", "label", read=pairs.llmbar),
-    "pandalm": _format("instruction", "response1", "response2", "annotator1", read=pairs.pandalm),
+    "pandalm": _format(
+        "instruction", "response1", "response2", "annotator1", read=pairs.pandalm, reads=_alpaca_columns
+    ),
     # Like pandalm, but with one comparison per labeler. It is only used if named.
-    "pandalm_votes": _format("instruction", "response1", "response2", "annotator1", read=pairs.pandalm_votes),
+    "pandalm_votes": _format(
+        "instruction", "response1", "response2", "annotator1", read=pairs.pandalm_votes, reads=_alpaca_columns
+    ),
     "autoj": _format("prompt", "response 1", "response 2", "label", read=pairs.autoj),
     "tulu_human": _format("prompt", "completion_a", "completion_b", "preference", read=pairs.tulu_human),
     "bpo": _format("prompt", "good_res", "bad_res", read=pairs.bpo),
-    "bpo_instruction": _format("instruction", "good_res", "bad_res", read=pairs.bpo),
+    "bpo_instruction": _format(
+        "instruction", "good_res", "bad_res", read=pairs.bpo, reads=lambda row: ("context", "history")
+    ),
     "stack_exchange_paired": _format("question", "response_j", "response_k", read=pairs.stack_exchange_paired),
     "sharegpt_preference": _format(
         "conversations", "chosen", "rejected", read=pairs.sharegpt_preference, fits=_is_sharegpt_turn
@@ -119,7 +138,11 @@ COMPARISON_FORMATS: dict[str, Format] = {
         "prompt", "chosen", "rejected", read=rankings.reward_bench_2, fits=rankings.is_reward_bench_2
     ),
     "scored_preference": _format(
-        "chosen", "rejected", read=choices.scored, fits=choices.has_ratings, reads=choices.read_by_choice
+        "chosen",
+        "rejected",
+        read=choices.scored,
+        fits=choices.has_ratings,
+        reads=choices.read_by_choice,
     ),
     "prometheus": Format(
         frozenset(
@@ -156,11 +179,19 @@ COMPARISON_FORMATS: dict[str, Format] = {
 
 # These ask what the columns mean. They come after the formats with names of their own.
 GENERAL_COMPARISONS: dict[str, Format] = {
-    "choice": _format(read=choices.choice, fits=choices.is_choice, reads=choices.read_by_choice),
-    "duel": _format(read=duels.duel, fits=duels.is_duel, reads=_duel_columns),
-    "listed": _format(read=lists.listed, fits=lists.is_listed, reads=lists.read_by_list),
+    "choice": _format(
+        read=choices.choice, fits=choices.is_choice, reads=choices.read_by_choice, may_be=choices.find_choice
+    ),
+    "duel": _format(read=duels.duel, fits=duels.is_duel, reads=_duel_columns, may_be=duels.find_duel),
+    "listed": _format(read=lists.listed, fits=lists.is_listed, reads=lists.read_by_list, may_be=lists.list_columns),
     "kto_pair": _kto(),
     "rated": Format(
-        frozenset(), marked.is_rated, marked.RATED_READERS, marked.gather_rated, _rated_columns, judges=True
+        frozenset(),
+        marked.is_rated,
+        marked.RATED_READERS,
+        marked.gather_rated,
+        _rated_columns,
+        judges=True,
+        may_be=marked.judging_columns,
     ),
 }

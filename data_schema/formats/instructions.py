@@ -8,7 +8,7 @@ import string
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.formats.alpaca import instruction_readers
+from data_schema.formats.alpaca import instruction_readers, read_by_alpaca
 from data_schema.formats.general.columns import history_of, spoken
 from data_schema.formats.general.transcripts import answer_after
 from data_schema.formats.parts import (
@@ -221,7 +221,7 @@ INSTRUCTION_FORMATS: dict[str, Format] = {
         frozenset({"instruction", "response"}),
         _any,
         instruction_readers("input", "response"),
-        reads=lambda row: ("input", "history"),
+        reads=read_by_alpaca,
     ),
     "self_instruct": Format(
         frozenset({"instruction", "instances"}),

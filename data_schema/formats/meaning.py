@@ -6,7 +6,7 @@ compared in plain form: "Chosen-Rating" is "chosen_rating".
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ NAMES: dict[Meaning, frozenset[str]] = {
     "seen": names(
         "tools functions tool_calls function_call available_tools tool_definitions function_definitions"
         " image images image_url image_urls audio audios video videos pixel_values documents attachments"
-        " function_description functions_description tool_list"
+        " function_description functions_description tool_list chat_template_kwargs"
         " initial_reason_steps full_chosen full_rejected prefix prefill response_prefix assistant_prefix"
         " partial_response partial_answer"
     ),
@@ -48,9 +48,10 @@ NAMES: dict[Meaning, frozenset[str]] = {
     "learned": names(
         "weight weights loss_weight sample_weight train trainable train_on train_on_turn do_train is_train loss learn"
         " learned learnable supervised include include_in_training use_for_training used_in_training loss_mask"
+        " problem_is_valid question_is_valid prompt_is_valid instruction_is_valid is_valid_problem is_valid_question"
     ),
     "left out": names(
-        "mask masked is_masked exclude excluded is_excluded ignore ignored ignore_loss skip skipped deleted is_deleted"
+        "mask masked is_masked llama_guard exclude excluded is_excluded ignore ignored ignore_loss skip skipped deleted is_deleted"
         " removed is_removed hidden do_not_train no_train dont_train is_test held_out holdout"
     ),
     # How good the answer is: always a verdict; a verdict if true means a fault; a verdict if the value is one.
@@ -70,7 +71,8 @@ NAMES: dict[Meaning, frozenset[str]] = {
     "mark": names(
         "tag good valid correct correctness right helpful harmless like likes pass passes success successful win"
         " outcome result feedback user_feedback human_feedback reaction vote chosen rejected preferred selected"
-        " preference human_label human_verdict gpt_label gpt4_label judge_label annotator_label user_label"
+        " preference human_label human_verdict gpt_label gpt4_label judge_label annotator_label user_label status"
+        " review_status annotation_status record_status label_status"
     ),
     "rating": names(
         "score scores rating ratings reward rewards quality quality_score overall_score overall_rating overall"
@@ -100,9 +102,13 @@ _JUDGES = (
 )
 PATTERNS: tuple[tuple[Meaning, re.Pattern[str]], ...] = (
     ("fault", re.compile(rf"(?:(?:{_ANSWER})_)?harm_label|(?:{_ANSWER})_(?:toxicity|safety)_label")),
+    ("fault", re.compile(rf"(?:{_ANSWER}|{_JUDGES}|chatgpt|gpt_?\d\w*)_(?:is_)?(?:harmful|toxic|unsafe|wrong|incorrect)")),
+    ("left out", re.compile(r"llama_?guard(?:_\d\w*)?")),
     ("verdict", re.compile(rf"(?:{_ANSWER})_(?:is_)?(?:valid|safe|correct|ok|good|accepted)")),
     ("rating", re.compile(rf"(?:(?:{_JUDGES}|{_ANSWER})_)+(?:scores?|ratings?|rewards?|grade|quality|stars)")),
     ("hint", re.compile(r".*(?:score|scores|rating|ratings|quality|reward|correct|safe|verdict|label|winner|vote)")),
+    ("hint", re.compile(r"(?:.*_)?(?:reasoning|thinking|thoughts?|cot|chain_of_thought|rationale|thinking_trajector(?:y|ies))")),
+    ("hint", re.compile(r"(?:reasoning|thinking)_(?:content|trace|steps|process)|openai_moderation|extra_context")),
 )
 VALUES = {  # words that say themselves whether the answer is good, and those that depend on the question
     **dict.fromkeys(
@@ -117,7 +123,7 @@ VALUES = {  # words that say themselves whether the answer is good, and those th
         names(
             "bad rejected reject unacceptable unsafe negative incorrect wrong fail failed unhelpful harmful toxic lose"
             " loss undesirable disapprove disapproved dislike disliked down downvote thumbs_down thumbsdown thumb_down"
-            " invalid not_safe worse worst"
+            " invalid not_safe worse worst discarded discard denied"
         ),
         "bad",
     ),
@@ -126,6 +132,11 @@ VALUES = {  # words that say themselves whether the answer is good, and those th
     **dict.fromkeys(("\N{THUMBS UP SIGN}", "\N{WHITE HEAVY CHECK MARK}"), "good"),
     **dict.fromkeys(("\N{THUMBS DOWN SIGN}", "\N{CROSS MARK}"), "bad"),
 }
+LONGEST_VERDICT = 60  # characters; a longer text is prose
+HISTORIES = (
+    "history", "chat_history", "conversation_history", "dialog_history", "dialogue_history", "message_history",
+    "previous_turns", "previous_messages", "past_messages", "prior_messages",
+)  # fmt: skip
 TIES = names("tie tied draw equal same neither both bothbad both_bad both_good tie_bothbad tie_both_bad no_preference")
 
 
@@ -151,6 +162,8 @@ def is_empty(value: object) -> bool:
 def word(value: object) -> str | None:
     """A verdict's value as "good", "bad", "yes" or "no", whichever way it is written; None for any other value."""
     if isinstance(value, str):
+        if len(value) > LONGEST_VERDICT:
+            return None
         text = value.strip().lower()
         return VALUES.get(text) or VALUES.get(plain(text))
     if isinstance(value, bool | int | float):
@@ -173,8 +186,8 @@ def number(value: object) -> float | None:
 def verdict_of(column: str, value: object) -> bool | None:
     """Whether a column says that the answer is good. None if it gives no verdict, or an unclear one."""
     means = meanings(column)
-    said = word(value)
-    if said is None or not means & {"verdict", "fault", "mark", "rating"}:
+    said = word(value) if means & {"verdict", "fault", "mark", "rating"} else None
+    if said is None:
         return None
     if plain(column) == "rejected":
         return {"yes": False, "no": True}.get(said)
@@ -182,6 +195,8 @@ def verdict_of(column: str, value: object) -> bool | None:
         return None
     if plain(column) == "tag" and not (isinstance(value, bool) or said in ("good", "bad") or str(value).isalpha()):
         return None  # numbers there are rather topics
+    if plain(column).endswith("status") and said not in ("good", "bad"):
+        return None  # a code, of which 0 may be the good one
     if said in ("yes", "no"):
         return (said == "yes") != ("fault" in means)
     return said == "good"
@@ -201,6 +216,13 @@ def verdicts(row: Mapping[str, Any], used: Collection[str] = ()) -> dict[str, bo
 def ratings(row: Mapping[str, Any], used: Collection[str] = ()) -> dict[str, float]:
     found = {column: rating_of(column, value) for column, value in row.items() if column not in used}
     return {column: rating for column, rating in found.items() if rating is not None}
+
+
+@lru_cache(maxsize=1024)
+def marks(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns or keys that may say that an answer must not be learned, or how good it is."""
+    telling = {"learned", "left out", "verdict", "fault", "mark", "rating"}
+    return tuple(column for column in columns if meanings(column) & telling)
 
 
 def is_tie(row: Mapping[str, Any]) -> str | None:
@@ -225,9 +247,11 @@ def unlearned(values: Mapping[str, Any]) -> str | None:
             said = word(value)
             if said in ("no", "bad"):
                 return f"'{key}' is {shown(value)}"
+            if "valid" in plain(key) and said is None:
+                return f"'{key}' is {shown(value)}"
             if "weight" in plain(key) and said is None:
                 return f"'{key}' is {shown(value)}, and only weights of 0 and 1 are supported"
-        if "left out" in means and word(value) == "yes":
+        if "left out" in means and word(value) in ("yes", "bad"):
             return f"'{key}' is {shown(value)}"
     return None
 
@@ -256,11 +280,11 @@ def refusal(row: Mapping[str, Any], read: Collection[str], purpose: str, judges:
         return _refused(f"'{column}' says that neither answer is better", column)
     for column, value in others.items():
         means = meanings(column)
-        if "seen" in means:
+        if "seen" in means and _says_something(value):
             return _refused(
                 f"'{column}' has content that the model would not see; text is all that is supported", column
             )
-        if "talk" in means and plain(column) == "history":
+        if plain(column) in HISTORIES:
             return _refused(
                 f"'{column}' has earlier turns, which the format does not read; write the row as messages", column
             )
@@ -278,10 +302,12 @@ def refusal(row: Mapping[str, Any], read: Collection[str], purpose: str, judges:
     return None
 
 
+def _says_something(value: object) -> bool:
+    """Whether there is text inside a value; switches such as `enable_thinking` do not count."""
+    if isinstance(value, dict):
+        return any(_says_something(item) for item in value.values())
+    return not is_empty(value) and not isinstance(value, bool)
+
+
 def _refused(message: str, field: str) -> DataError:
     return DataError(message, field=field)
-
-
-def unread(row: Mapping[str, Any], read: Collection[str]) -> Iterator[str]:
-    """The columns with content that a format does not read."""
-    return (column for column, value in row.items() if column not in read and not is_empty(value))

@@ -94,6 +94,8 @@ TULU_GRADES = {
     "tie": TIE,
     "b-is-slightly-better": SECOND,
     "b-is-better": SECOND,
+    **dict.fromkeys(("a", "A", "completion_a"), FIRST),
+    **dict.fromkeys(("b", "B", "completion_b"), SECOND),
 }
 
 

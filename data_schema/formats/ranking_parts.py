@@ -7,11 +7,13 @@ demonstrations (the best answer) and prompts from them, and drops rows by the sa
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from data_schema.errors import DataError
 from data_schema.formats.meaning import is_empty, meanings
 from data_schema.formats.parts import Drop, Gather, NumberedRows, Origin, Outcome, Reader, Row
+from data_schema.messages import message_text
 from data_schema.records import Comparison, Demonstration, Message, Prompt, Record, check_text, describe
 
 T = TypeVar("T")
@@ -83,12 +85,22 @@ def objects_of(row: Row, column: str) -> list[Row]:
 
 def system_of(row: Row) -> str | None:
     """The system prompt that a column of its own holds. Raises DataError for one that is no text, and for two."""
-    found = [column for column, value in row.items() if "system" in meanings(column) and not is_empty(value)]
-    for column in found:
-        check_text(row[column], column)
-    if len({row[column].strip() for column in found}) > 1:
-        raise DataError(f"two columns hold a system prompt, {found[0]} and {found[1]}; remove one", field=found[1])
-    return row[found[0]] if found else None
+    found = {column: row[column] for column in system_columns(tuple(row)) if not is_empty(row[column])}
+    for column, value in found.items():
+        if isinstance(value, dict) and isinstance(value.get("parts"), list):  # Gemini
+            found[column] = message_text(value["parts"], f"{column}.parts")
+        check_text(found[column], column)
+    columns = list(found)
+    if len({text.strip() for text in found.values()}) > 1:
+        raise DataError(
+            f"two columns hold a system prompt, {columns[0]} and {columns[1]}; remove one", field=columns[1]
+        )
+    return found[columns[0]] if found else None
+
+
+@lru_cache(maxsize=1024)
+def system_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(column for column in columns if "system" in meanings(column))
 
 
 def group_of(value: object) -> str | None:

@@ -4,6 +4,7 @@ from itertools import combinations
 
 from data_schema.errors import DataError
 from data_schema.formats.alpaca import alpaca_turns
+from data_schema.formats.meaning import number
 from data_schema.formats.parts import Drop, Origin, Outcome, Row, prompt_of, rest, text_of
 from data_schema.formats.preference import hh_transcript
 from data_schema.formats.ranking_parts import Ranking, number_of, objects_of, value_of
@@ -118,15 +119,23 @@ def reward_bench_2(row: Row) -> Ranking:
 # ---- our own columns
 
 
+def _whole(rank: object) -> object:
+    """A rank as a whole number, if it is written as 1.0 or as text; anything else as it is."""
+    value = number(rank)
+    return int(value) if value is not None and value == int(value) else rank
+
+
 def ranked_comparison(row: Row, origin: Origin) -> Outcome:
     responses = check_list(row["responses"], "responses")
-    ranks = check_list(row["ranks"], "ranks")
+    ranks = [_whole(rank) for rank in check_list(row["ranks"], "ranks")]
+    if 0 in ranks:  # counted from 0
+        ranks = [rank + 1 if type(rank) is int else rank for rank in ranks]
     meta = rest(row, "prompt", "responses", "ranks", "margin", "labeler", "group")
     return Comparison(
         *origin,
         prompt=prompt_of(row),
         responses=tuple(responses),
-        ranks=tuple(ranks),
+        ranks=tuple(ranks),  # type: ignore[arg-type]  # Comparison checks them
         labeler=row.get("labeler"),
         margin=row.get("margin"),
         group=row.get("group"),

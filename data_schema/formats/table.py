@@ -15,7 +15,7 @@ from data_schema.formats.comparisons import COMPARISON_FORMATS, GENERAL_COMPARIS
 from data_schema.formats.dialogues import DIALOGUE_FORMATS
 from data_schema.formats.general import single
 from data_schema.formats.general.choices import read_by_choice
-from data_schema.formats.general.columns import history_of, question_columns
+from data_schema.formats.general.columns import history_of, question_columns, turn_columns
 from data_schema.formats.general.framed import framed
 from data_schema.formats.general.transcripts import answer_after
 from data_schema.formats.instructions import INSTRUCTION_FORMATS
@@ -115,7 +115,9 @@ def text_document(row: Row, origin: Origin) -> Outcome:
 
 def _is_messages(row: Row) -> bool:
     turns = row["messages"]
-    return not (isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" not in turns[0])
+    if not (isinstance(turns, list) and turns and isinstance(turns[0], dict)):
+        return True
+    return "role" in turns[0] and ("content" in turns[0] or not isinstance(turns[0].get("text"), str))
 
 
 def _is_hh(row: Row) -> bool:
@@ -153,7 +155,7 @@ PUBLISHED: dict[str, Format] = {
         frozenset({"instruction", "chosen", "rejected"}),
         _is_text_pair,
         {Comparison: alpaca.alpaca_preference, Demonstration: alpaca.alpaca_chosen, Prompt: alpaca.alpaca_prompt},
-        reads=lambda row: ("input", "history", "output", "text", "margin"),
+        reads=lambda row: (*alpaca.read_by_alpaca(row), "output", "margin"),
         judges=True,
     ),
     "preference": Format(
@@ -182,19 +184,21 @@ PUBLISHED: dict[str, Format] = {
     "messages": Format(
         frozenset({"messages"}), _is_messages, {Demonstration: messages_demonstration, Prompt: messages_prompt}
     ),
-    "conversation": Format(frozenset(), single.is_talk, single.TALK_READERS, reads=single.read_by_talk),
+    "conversation": Format(
+        frozenset(), single.is_talk, single.TALK_READERS, reads=single.read_by_talk, may_be=turn_columns
+    ),
     "alpaca_ranking": Format(
         frozenset({"instruction", "output"}),
         lambda row: isinstance(row["output"], list),
         readers(alpaca.alpaca_ranking),
-        reads=lambda row: ("input", "history", "text"),
+        reads=alpaca.read_by_alpaca,
         judges=True,
     ),
     "alpaca": Format(
         frozenset({"instruction", "output"}),
         _any,
         alpaca.instruction_readers("input", "output"),
-        reads=lambda row: ("input", "history", "text"),
+        reads=alpaca.read_by_alpaca,
     ),
     **INSTRUCTION_FORMATS,
     "prompt_completion": Format(
@@ -208,6 +212,7 @@ PUBLISHED: dict[str, Format] = {
     ),
     "pair": Format(frozenset(), single.is_pair, single.PAIR_READERS, reads=single.read_by_single),
     "prompt": Format(frozenset({"prompt"}), _any, {Prompt: prompt_only}, reads=instructions.reads_history),
+    "question": Format(frozenset(), single.is_question, single.QUESTION_READERS, reads=single.read_by_question),
     "alpaca_text": Format(
         frozenset({"text"}),
         alpaca.is_alpaca_text,

@@ -16,6 +16,7 @@ from data_schema import DataError
 from data_schema.errors import printable
 from pipeline.architecture import reads_with_encoder
 from pipeline.gate.limits import CHECKS, View
+from pipeline.gate.models import check_adapters, check_reward_text
 from pipeline.gate.rows import Rows, TooFew
 from pipeline.inputs import functions
 from pipeline.plan import StagePlan
@@ -65,7 +66,7 @@ def check_stages(
             if check_model and hasattr(plan.config, "base_model"):
                 check_weights(plan.config.base_model, plan.config.pad_token)
     for line in rows.warnings:
-        logger.warning("%s", printable(line))
+        logger.warning("warning: %s", printable(line))
     if rows.not_seen:
         why = "a dry run runs no code and downloads nothing" if dry_run else "not in the local cache"
         logger.info("not checked (%s): %s", why, ", ".join(dict.fromkeys(rows.not_seen)))
@@ -98,14 +99,20 @@ def look_at(
         model = base_model(plan, rows, download)
     else:
         for role, where in read.items():
+            directory = store.path(where) if store.exists(where) else Path(where)
+            check_role(plan.stage, role, directory)
             if where not in models:
-                models[where] = existing_model(plan, role, where, store, rows)
+                models[where] = existing_model(plan, role, directory, rows)
         model = models[read["sft"]] if "sft" in read else Model("")
         apart = {reward_role(i) for i, part in enumerate(getattr(plan.config, "rewards", [])) if part.text_crosses_over}
         rooms = [models[where].positions for role, where in read.items() if role not in apart]
         model = model._replace(positions=min([*rooms, UNLIMITED]))  # those apart have their own tokens
     if plan.stage == "reward_model":
         check_reward_class(model.source)
+    if model.tokenizer is not None:
+        check_adapters(plan.config, model.source)
+        there = {role: store.path(where) if store.exists(where) else Path(where) for role, where in read.items()}
+        check_reward_text(plan.config, model.tokenizer, model.source, there)
     models[plan.key] = model
     before = {hash_ for where in read.values() for hash_ in seen.get(where, ())} | stored_hashes(read.values(), store)
     return View(
@@ -123,6 +130,7 @@ def look_at(
 def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
     """The model that SFT starts from, with the tokenizer as SFT will publish it."""
     from policy.encoding import set_template
+    from policy.kinds import check_kind
     from policy.language_model import load_config, load_tokenizer, positions
     from policy.seq2seq import set_seq2seq_template
     from stages.data_checks.tokenizer_checks import special_token_findings
@@ -134,6 +142,7 @@ def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
     described = load_config(config.base_model)
     pairs = bool(described.is_encoder_decoder)
     if not pairs:
+        check_kind(described, config.base_model, "language model")
         check_writes_answers(config.base_model, described)
     tokenizer = load_tokenizer(config.base_model)
     check_vocabulary(config.base_model, described, tokenizer, rows)
@@ -149,12 +158,27 @@ def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
     return Model(config.base_model, tokenizer, positions(described), answers, layers(described), pairs)
 
 
-def existing_model(plan: StagePlan, role: str, where: str, store: CheckpointStore, rows: Rows) -> Model:
+def check_role(stage: str, role: str, directory: Path) -> None:
+    """Raise ConfigError if a model that is there is not of the kind that the role needs."""
+    from policy.errors import ModelError
+    from policy.kinds import Wanted, check_files, check_kind
+    from policy.language_model import load_config
+
+    if role == "comparisons" or not directory.is_dir():
+        return
+    wanted: Wanted = "language model" if role in ("sft", "ppo") else "reward model"
+    try:
+        check_files(directory, wanted)
+        check_kind(load_config(directory), directory, wanted)
+    except ModelError as error:
+        raise ConfigError(f"{stage}.{role}: {error}") from None
+
+
+def existing_model(plan: StagePlan, role: str, directory: Path, rows: Rows) -> Model:
     """A model that is there already, in the store or in a directory outside it. One that is missing, or whose stage
     publishes no model, limits nothing: the runner reports what is missing."""
     from policy.language_model import load_config, load_tokenizer, positions
 
-    directory = store.path(where) if store.exists(where) else Path(where)
     if not (directory / "config.json").is_file() or reads_with_encoder(str(directory)):
         return Model(str(directory))
     described = load_config(directory)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.encoding import adds_blank
 from policy.special_tokens import stop_texts
+from reward.classes import is_published
 from reward.scalar_model import stored_normalisation
 
 CARD_FILE = "README.md"
@@ -44,11 +45,11 @@ sigmoid(logit(a) - logit(b)). Scores for different prompts are comparable only a
 
 ```python
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+{classes}
 
 directory = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(directory)
-model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+model = {opened}.eval()
 
 
 {tokens}
@@ -78,6 +79,15 @@ def score(messages):
 If triptych is installed, `triptych score DIRECTORY FILE` does the same for the rows of a file (with their mean if the
 checkpoint contains several models, see below). `triptych judge` measures on your own comparisons how far to trust it.
 {numbers}"""
+# How the model is opened: with transformers, or with triptych where transformers has no class for the architecture.
+OPENED = (
+    "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+    "AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)",
+)
+OPENED_HERE = (
+    "from transformers import AutoTokenizer\n\nfrom reward.scalar_model import load_scalar_model  # install triptych",
+    'load_scalar_model(directory, torch.device("cpu"))',
+)
 TOKENS = """def tokens(before, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]"""
 TOKENS_WITHOUT_BLANK = """def tokens(before, text):
@@ -105,7 +115,10 @@ def write_reward_card(
     """Write the card into the checkpoint. `judged`: the stage's metrics on held-out pairs; `more`: text to append."""
     normalisation = stored_normalisation(model)
     stops = stop_texts(tokenizer)
+    classes, opened = OPENED if is_published(model.config) else OPENED_HERE
     card = CARD.format(
+        classes=classes,
+        opened=opened,
         architecture=type(model).__name__,
         stops=" or ".join(f"`{stop}` (id {tokenizer.convert_tokens_to_ids(stop)})" for stop in stops),
         stop_texts=stops,

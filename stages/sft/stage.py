@@ -8,6 +8,7 @@ several demonstrations can share a row, each attending only to itself.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -54,7 +55,7 @@ from stages.sft.trainer import (
     PackingCollator,
     with_text,
 )
-from stages.trainer import RecordCallback, count_steps, split_batch, trainer_arguments, training_precision
+from stages.trainer import LOWER, RecordCallback, count_steps, split_batch, trainer_arguments, training_precision
 
 logger = logging.getLogger("triptych.sft")
 LOGGED = ("held_out_loss", "held_out_bits_per_byte")
@@ -122,6 +123,8 @@ def run(config: SftConfig, job: Job) -> StageResult:
         if losses:
             logged = {name: value for name, value in summarise_losses(losses).items() if name in LOGGED}
             job.tracker.log({f"sft/{name}": value for name, value in logged.items()}, step=step)
+            if not math.isfinite(logged["held_out_loss"]):
+                raise ConfigError(f"sft: the held-out loss is not a finite number after step {step}; {LOWER}")
         return losses
 
     folder = candidate_folder(config, job)

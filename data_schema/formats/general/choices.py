@@ -1,6 +1,6 @@
 """A chosen and a rejected answer under any of the usual names, with their ratings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -8,13 +8,14 @@ from data_schema.errors import DataError
 from data_schema.formats.general.columns import (
     TEXT_KEYS,
     filled,
+    named,
     parse_turns,
     question_columns,
     question_of,
     turns_column,
 )
 from data_schema.formats.general.transcripts import answer_after, spoken_in
-from data_schema.formats.meaning import is_empty, number, plain
+from data_schema.formats.meaning import is_empty, meanings, number, plain
 from data_schema.formats.parts import Drop, Row, rest
 from data_schema.formats.ranking_parts import Ranking, why_unusable
 from data_schema.records import Message, describe
@@ -33,7 +34,10 @@ _BARE = ("chosen", "preferred", "accepted", "better")  # that need no further wo
 _RATINGS = (
     "score", "rating", "reward", "avg_rating", "average_rating", "avg_score", "overall_score", "quality", "grade",
 )  # fmt: skip
-MARGINS = ("margin", "magnitude", "preference_strength", "strength", "score_diff", "rating_diff", "preference_margin")
+MARGINS = (
+    "margin", "magnitude", "preference_strength", "strength", "score_diff", "rating_diff", "preference_margin",
+    "score_delta", "rating_delta", "score_margin", "reward_margin", "rating_margin", "score_gap",
+)  # fmt: skip
 
 
 def _pairs(stems: Sequence[str]) -> list[tuple[str, str]]:
@@ -45,6 +49,10 @@ def _pairs(stems: Sequence[str]) -> list[tuple[str, str]]:
 
 
 CHOICES = [*((good, bad) for good, bad in _OPPOSITES if good in _BARE), *_pairs(_ANSWERS), ("y_w", "y_l"), ("yw", "yl")]
+# If there are no others: the answer, and one that was rejected (ms-swift).
+REJECTED = [
+    *((stem, f"rejected_{stem}") for stem in _ANSWERS), ("messages", "rejected_response"),
+]  # fmt: skip
 CHOICE_RATINGS = _pairs(_RATINGS)
 
 
@@ -52,7 +60,9 @@ CHOICE_RATINGS = _pairs(_RATINGS)
 def find_choice(columns: tuple[str, ...]) -> tuple[str, str] | None:
     """The columns of the better and the worse answer. None if there are none, or several pairs of them."""
     names = {plain(column): column for column in columns}
-    found = [(names[good], names[bad]) for good, bad in CHOICES if good in names and bad in names]
+    for pairs in (CHOICES, REJECTED):
+        if found := [(names[good], names[bad]) for good, bad in pairs if good in names and bad in names]:
+            break
     return found[0] if len(found) == 1 or (found and found[0] == ("chosen", "rejected")) else None
 
 
@@ -60,7 +70,7 @@ def choice_ratings(row: Row) -> tuple[float, float] | None:
     """The ratings of the better and the worse answer, in columns of their own or in `metadata`. Raises DataError if
     they are no numbers."""
     metadata = row.get("metadata")
-    for place in (row, metadata if isinstance(metadata, dict) else {}):
+    for place in (row, metadata) if isinstance(metadata, dict) else (row,):
         if columns := _rating_columns(tuple(place)):
             one, two = place[columns[0]], place[columns[1]]
             if is_empty(one) or is_empty(two):
@@ -76,12 +86,30 @@ def choice_ratings(row: Row) -> tuple[float, float] | None:
 @lru_cache(maxsize=1024)
 def _rating_columns(columns: tuple[str, ...]) -> tuple[str, str] | None:
     names = {plain(column): column for column in columns}
-    return next(((names[good], names[bad]) for good, bad in CHOICE_RATINGS if good in names and bad in names), None)
+    known = ((names[good], names[bad]) for good, bad in CHOICE_RATINGS if good in names and bad in names)
+    return next(known, None) or next(_judged_columns(names), None)
+
+
+def _judged_columns(names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Pairs of ratings with the name of their judge, such as `chosen_rm_score` and `rejected_rm_score`."""
+    for name, column in names.items():
+        for good, bad in _OPPOSITES[:2]:
+            stem = name.removeprefix(f"{good}_") if name.startswith(f"{good}_") else name.removesuffix(f"_{good}")
+            other = name.replace(good, bad)
+            if stem != name and other in names and "rating" in meanings(stem):
+                yield column, names[other]
+
+
+@lru_cache(maxsize=1024)
+def _margin_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return named(columns, MARGINS)
 
 
 def margin_of(row: Row) -> float | None:
     """By how much the better answer is better. Raises DataError for a margin that is no number."""
-    for column in filled(row, MARGINS):
+    for column in _margin_columns(tuple(row)):
+        if is_empty(row[column]):
+            continue
         if (value := number(row[column])) is not None:
             return value
         if plain(column) == "margin":
@@ -91,7 +119,7 @@ def margin_of(row: Row) -> float | None:
 
 def is_equal(row: Row) -> bool:
     """Whether a strength of 0 says that neither answer is better."""
-    strengths = filled(row, ("preference_strength", "strength", "magnitude"))
+    strengths = [c for c in _margin_columns(tuple(row)) if plain(c) in ("preference_strength", "strength", "magnitude")]
     return any(number(row[column]) == 0 for column in strengths)
 
 
@@ -100,7 +128,9 @@ def why_undecided(row: Row) -> str | None:
     scores = choice_ratings(row)
     if is_equal(row) or (scores and scores[0] == scores[1]):
         return "tie"
-    return "scores contradict the choice" if scores and scores[0] < scores[1] else None
+    margins = [number(row[column]) for column in _margin_columns(tuple(row))]
+    contradicted = (scores and scores[0] < scores[1]) or any(margin is not None and margin < 0 for margin in margins)
+    return "scores contradict the choice" if contradicted else None
 
 
 # ---- the prompt of a pair
@@ -178,6 +208,8 @@ def pair_of(row: Row, good: str, bad: str) -> tuple[tuple[Message, ...], str, st
     """(prompt, better answer, worse answer)."""
     prompt = prompt_beside(row)
     chosen_prompt, chosen = answer_in(row, good, prompt)
+    if prompt is None and isinstance(row.get(good), list) and isinstance(row.get(bad), str):
+        prompt = chosen_prompt  # one conversation, and another answer for its end
     rejected_prompt, rejected = answer_in(row, bad, prompt)
     if chosen_prompt != rejected_prompt:
         raise DataError(f"'{good}' and '{bad}' may differ in the last message only", field=bad)
@@ -204,7 +236,7 @@ def choice(row: Row) -> Ranking | Drop:
             return Drop(reason)
     prompt, *answers = pair_of(row, *found)
     scores = choice_ratings(row) or ((0.0, 0.0) if is_equal(row) else (1.0, 0.0))
-    unclear = "scores contradict the choice" if scores[0] < scores[1] else None
+    unclear = reason if (reason := why_undecided(row)) != "tie" else None
     meta = rest(row, *used_by_prompt(row), *found, "messages", "margin")
     return Ranking(prompt, answers, scores, meta, margin=margin_of(row), unclear=unclear)
 

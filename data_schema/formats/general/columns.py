@@ -9,7 +9,7 @@ from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.general.transcripts import asked_in, spoken_in
-from data_schema.formats.meaning import is_empty, names, plain, shown
+from data_schema.formats.meaning import HISTORIES, is_empty, names, plain, shown
 from data_schema.formats.parts import Row, prompt_of, text_of, unwrapped, with_input
 from data_schema.messages import (
     MESSAGE_ROLES,
@@ -38,7 +38,7 @@ ANSWERS = (
 # An answer of one of several models, such as "claude_answer".
 MODEL_ANSWER = re.compile(
     r"(?:chatgpt|gpt|claude|llama|gemini|gemma|mistral|mixtral|vicuna|alpaca|deepseek|qwen|chatglm|bard|palm|phi|falcon)\w*?"
-    r"_(?:response|answer|output|completion|generation|solution)"
+    r"_(?:response|answer|output|completion|generation)"
 )
 TURNS = (
     "messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "trajectory", "contents",
@@ -69,6 +69,12 @@ def named(columns: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
     for column in columns:
         by_name.setdefault(plain(column), []).append(column)
     return tuple(column for name in wanted for column in by_name.get(name, ()))
+
+
+@lru_cache(maxsize=1024)
+def model_answers(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns with the answer of one of several models."""
+    return tuple(column for column in columns if MODEL_ANSWER.fullmatch(plain(column)))
 
 
 def filled(row: Row, wanted: tuple[str, ...]) -> list[str]:
@@ -102,7 +108,9 @@ def parse_turns(value: object, name: str) -> tuple[Message, ...]:
         if not isinstance(turn, dict):
             raise DataError(f"'{place}' must be an object, found {describe(turn)}", field=name)
         if {"input", "output"} <= turn.keys():
-            check_plain_message(turn, place, ("input", "output"))
+            check_plain_message(turn, place, ("input", "output", "system"))
+            if not is_empty(turn.get("system")):  # XTuner
+                messages.append(Message("system", check_text(turn["system"], f"{place}.system")))
             messages.append(Message("user", check_text(turn["input"], f"{place}.input")))
             learned = is_learned(turn, place)
             messages.append(Message("assistant", check_text(turn["output"], f"{place}.output"), learned))
@@ -130,15 +138,22 @@ def parse_turns(value: object, name: str) -> tuple[Message, ...]:
 
 # ---- lists as text, as in CSV
 
-LISTS = (*TURNS, "prompt", "chosen", "rejected", "completion", "input", "conversation_a", "conversation_b")
+LISTS = (*TURNS, *HISTORIES, "prompt", "chosen", "rejected", "completion", "input", "conversation_a", "conversation_b")
+
+
+@lru_cache(maxsize=1024)
+def _list_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return named(columns, LISTS)
 
 
 def unpacked(row: Row) -> Row:
     """The row with lists of turns that are written as text (JSON, or Python's form) as lists. Raises DataError if such
     a text cannot be read."""
     found: dict[str, Any] = {}
-    for column in named(tuple(row), LISTS):
+    for column in _list_columns(tuple(row)):
         value = row[column]
+        if isinstance(value, dict) and (turns := _from_columns(value)):
+            found[column] = turns
         if isinstance(value, str) and value[:20].lstrip()[:1] in ("[", "{"):
             read = _read_list(value)
             if is_turns(read) or (isinstance(read, dict) and is_turns([read])):
@@ -147,7 +162,18 @@ def unpacked(row: Row) -> Row:
                 raise DataError(f"'{column}' holds a list of messages as text that cannot be read", field=column)
             elif isinstance(read, list) and plain(column) in TURNS and all(isinstance(item, str) for item in read):
                 found[column] = read
+            elif isinstance(read, list) and plain(column) in HISTORIES:
+                found[column] = read
     return {**row, **found} if found else row
+
+
+def _from_columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The turns of an object that has a list for each of their keys, as `datasets` returns a sequence of objects."""
+    lists = list(value.values())
+    if not lists or not all(isinstance(items, list) and len(items) == len(lists[0]) for items in lists):
+        return None
+    turns = [dict(zip(value, items, strict=True)) for items in zip(*lists, strict=True)]
+    return turns if is_turns(turns) else None
 
 
 def _looks_like_turns(text: str) -> bool:
@@ -179,9 +205,18 @@ def _may_ask(value: object) -> bool:
     return isinstance(value, str) or is_turns(value) or (isinstance(value, dict) and is_turns(value.get("messages")))
 
 
+@lru_cache(maxsize=1024)
+def _only_question(columns: tuple[str, ...]) -> str | None:
+    """The one column that may hold the question, if it is clear from the names of the columns."""
+    found = named(columns, QUESTIONS)
+    return found[0] if len(found) == 1 and set(named(columns, CONTEXTS)) <= set(found) else None
+
+
 def question_columns(row: Row) -> list[str]:
     """The columns that hold the question: one, or an instruction and its input. Empty if there is none, or if it is
     unclear which it is."""
+    if (only := _only_question(tuple(row))) is not None:
+        return [only] if _may_ask(row[only]) and not is_empty(row[only]) else []
     found = [column for column in filled(row, QUESTIONS) if _may_ask(row[column])]
     called = [plain(column) for column in found]
     if "instruction" in called:
@@ -192,23 +227,42 @@ def question_columns(row: Row) -> list[str]:
     if "prompt" in called and "input" not in called:
         return [found[called.index("prompt")]]
     distinct = [column for i, column in enumerate(found) if all(row[column] != row[other] for other in found[:i])]
+    if len(distinct) > 1:  # the question as it was before it was rewritten
+        distinct = [column for column in distinct if not plain(column).startswith("orig_")]
+    if not found and isinstance(row.get(answer := next(iter(filled(row, ("response", "reply"))), "")), str):
+        distinct = [column for column in filled(row, ("context",)) if isinstance(row[column], str) and answer]
     return distinct if len(distinct) == 1 else []
+
+
+@lru_cache(maxsize=1024)
+def turn_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that may hold a list of turns."""
+    return named(columns, TURNS)
 
 
 def turns_column(row: Row) -> str | None:
     """The first column with a list of turns."""
-    return next((column for column in named(tuple(row), TURNS) if is_turns(row[column])), None)
+    return next((column for column in turn_columns(tuple(row)) if is_turns(row[column])), None)
+
+
+@lru_cache(maxsize=1024)
+def histories(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that may hold earlier turns."""
+    return named(columns, HISTORIES)
 
 
 def history_of(row: Row) -> tuple[Message, ...]:
     """The turns before the question: [[question, answer], ..], or messages."""
-    column = next(iter(filled(row, ("history",))), None)
+    column = next((column for column in histories(tuple(row)) if not is_empty(row[column])), None)
     if column is None:
         return ()
     if is_turns(row[column]):
         return parse_turns(row[column], column)
     turns: list[Message] = []
-    for i, pair in enumerate(check_list(row[column], column)):
+    pairs = check_list(row[column], column)
+    if len(pairs) % 2 == 0 and all(isinstance(text, str) for text in pairs):
+        pairs = [list(pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
+    for i, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError(f"'{column}[{i}]' must be [question, answer], found {describe(pair)}", field=column)
         turns.append(Message("user", check_text(pair[0], f"{column}[{i}][0]")))
@@ -228,18 +282,26 @@ def question_of(row: Row, columns: list[str]) -> tuple[Message, ...]:
         return parse_turns(value, first)
     if len(columns) > 1:
         return (*history_of(row), Message("user", with_input(text_of(row, first), text_of(row, columns[1]))))
-    if plain(first) == "prompt" and first == "prompt" and not filled(row, ("history",)):
+    if first == "prompt" and not history_of(row):
         return prompt_of(row)
     return (*history_of(row), *spoken(text_of(row, first), first))
+
+
+@lru_cache(maxsize=1024)
+def _beside(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that a question may be asked about or chosen from."""
+    letters = [column for column in columns if plain(column) in ("a", "b", "c", "d", "e")]
+    named_so = [column for column in columns if plain(column) in BESIDE or OPTION.fullmatch(plain(column))]
+    return (*named_so, *(letters if len(letters) > 1 else ()))
 
 
 def check_beside(row: Row, columns: Iterable[str]) -> None:
     """Raise DataError if a question leaves out what it is asked about, such as a passage or choices."""
     if any(plain(column) == "prompt" for column in columns):
         return  # a prompt is whole
-    used = set(columns)
+    used, beside = set(columns), _beside(tuple(row))
     for column, value in row.items():
-        if column not in used and plain(column) in BESIDE and not is_empty(value):
+        if column not in used and column in beside and not is_empty(value):
             raise DataError(
                 f"'{column}' belongs to the question, but the format does not read it ({shown(value)}); put it into the"
                 " prompt",

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.formats.general.transcripts import bare_answer
+from data_schema.formats.general.transcripts import bare_answer, markup_of
 from data_schema.formats.meaning import meanings
 from data_schema.formats.parts import Drop, Format, Origin, Outcome, Reader, Row
-from data_schema.formats.ranking_parts import GATHERED, system_of
+from data_schema.formats.ranking_parts import GATHERED, system_columns, system_of
 from data_schema.messages import Message
 from data_schema.records import Comparison, Demonstration, Document
 
@@ -20,8 +20,11 @@ def framed(form: Format) -> Format:
 
 def _framed(reader: Reader) -> Reader:
     def read(row: Row, origin: Origin) -> Outcome:
-        system = system_of(row)
-        outcome = reader(_without_system(row), origin)
+        if GATHERED in row or system_columns(tuple(row)):
+            system, bare = system_of(row), _without_system(row)
+        else:
+            system, bare = None, row
+        outcome = reader(bare, origin)
         found = [_finished(part, system) for part in (outcome if isinstance(outcome, list) else [outcome])]
         return found if isinstance(outcome, list) else found[0]
 
@@ -39,12 +42,19 @@ def _finished(part: Any, system: str | None) -> Any:
     """The record with the system message in front, and without the end marks of chat markup behind its answers."""
     if isinstance(part, Drop | Document):
         return part
-    if isinstance(part, Comparison) and any(bare_answer(text) != text for text in part.responses):
+    if isinstance(part, Comparison) and any(bare_answer(text) is not text for text in part.responses):
         part = replace(part, responses=tuple(map(bare_answer, part.responses)))
     if isinstance(part, Demonstration):
         answer = part.messages[-1]
-        if (text := bare_answer(answer.content)) != answer.content:
+        if (text := bare_answer(answer.content)) is not answer.content:
             part = replace(part, messages=(*part.messages[:-1], Message(answer.role, text)))
+    for message in part.messages if isinstance(part, Demonstration) else part.prompt:
+        if message.content[:1] in "<[" and (style := markup_of(message.content)):
+            raise DataError(
+                f"a message begins with chat markup ({style}), around which the template would put its own; write the"
+                " conversation as messages",
+                field="messages",
+            )
     if system is None:
         return part
     messages = part.messages if isinstance(part, Demonstration) else part.prompt

@@ -1,12 +1,13 @@
 """Several answers in one row, with a rating, a rank or votes for each."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.general.choices import prompt_beside, used_by_prompt
 from data_schema.formats.general.columns import filled, named, question_columns, turns_column
-from data_schema.formats.meaning import is_empty, number, plain, word
+from data_schema.formats.meaning import is_empty, number, plain, shown, word
 from data_schema.formats.parts import Row, rest
 from data_schema.formats.ranking_parts import Ranking
 
@@ -27,11 +28,27 @@ _EACH = (
 def _numbered(column: str, values: Sequence[Any]) -> list[float | None]:
     """Scores, higher is better: ranks and orders count from the best, verdicts are 1 and 0."""
     if plain(column) in ("ranks", "rank", "ranking"):
+        if plain(column) == "ranking":
+            _check_ranking(column, values)
         return [None if (n := number(value)) is None else -n for value in values]
     if all(number(value) is None for value in values):
         said = [word(value) for value in values]
         return [None if s is None else float(s in ("yes", "good")) for s in said]
     return [number(value) for value in values]
+
+
+def _check_ranking(column: str, values: Sequence[Any]) -> None:
+    """Raise DataError if the numbers may as well be the answers' places in order, and then say something else."""
+    places = [number(value) for value in values]
+    ordered = sorted(place for place in places if place is not None)
+    if ordered in ([float(i) for i in range(len(values))], [float(i + 1) for i in range(len(values))]):
+        inverse = [places.index(place) for place in ordered]
+        if inverse != [ordered.index(place) for place in places]:  # type: ignore[arg-type]  # none is None
+            raise DataError(
+                f"'{column}' may be a rank for each answer or the answers in order, found {shown(list(values))}; name"
+                " the column ranks if it has ranks",
+                field=column,
+            )
 
 
 def _listed(row: Row) -> tuple[str, list[str], list[object], list[float | None]] | None:
@@ -53,9 +70,14 @@ def _listed(row: Row) -> tuple[str, list[str], list[object], list[float | None]]
     return None
 
 
+@lru_cache(maxsize=1024)
+def list_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return named(columns, _LISTS)
+
+
 def is_listed(row: Row) -> bool:
     return (
-        bool(named(tuple(row), _LISTS))
+        bool(list_columns(tuple(row)))
         and bool(question_columns(row) or turns_column(row))
         and _listed(row) is not None
     )

@@ -11,6 +11,7 @@ from data_schema.formats.general.columns import (
     check_beside,
     filled,
     is_turns,
+    model_answers,
     named,
     parse_turns,
     question_columns,
@@ -18,7 +19,7 @@ from data_schema.formats.general.columns import (
     turns_column,
 )
 from data_schema.formats.general.transcripts import answer_after, spoken_in, style_of
-from data_schema.formats.meaning import meanings, plain
+from data_schema.formats.meaning import is_empty, meanings, plain
 from data_schema.formats.parts import Drop, Origin, Outcome, Reader, Row, rest, text_of
 from data_schema.formats.ranking_parts import GATHERED
 from data_schema.messages import check_learned, check_text
@@ -52,6 +53,7 @@ def _answer_columns(row: Row, questions: list[str]) -> list[str]:
     found = [
         column for column in filled(row, ANSWERS) if column not in questions and not meanings(column) & {"verdict"}
     ]
+    found += [column for column in model_answers(tuple(row)) if column not in found and not is_empty(row[column])]
     if not found:  # an answer that is missing: the row keeps its format
         return [column for column in named(tuple(row), ANSWERS) if column not in questions][:1]
     if {"problem", "question"} & {plain(column) for column in questions} and len(found) > 1:
@@ -147,6 +149,31 @@ def pair_prompt(row: Row, origin: Origin) -> Outcome:
 
 
 PAIR_READERS: dict[type, Reader] = {Demonstration: pair_demonstration, Prompt: pair_prompt}
+
+# ---- questions without an answer
+
+
+_COMPARED = ("chosen", "rejected", "positive", "negative", "pos", "neg")  # of a question that has an answer
+
+
+def is_question(row: Row) -> bool:
+    columns = question_columns(row)
+    return bool(columns) and not _answer_columns(row, columns) and not named(tuple(row), _COMPARED)
+
+
+def read_by_question(row: Row) -> tuple[str, ...]:
+    return (*question_columns(row), "history")
+
+
+def question_prompt(row: Row, origin: Origin) -> Outcome:
+    columns = question_columns(row)
+    if not columns:
+        raise DataError(f"the row has no question, only {', '.join(row) or 'no columns'}", field="prompt")
+    check_beside(row, columns)
+    return Prompt(*origin, prompt=question_of(row, columns), meta=rest(row, *columns, "history"))
+
+
+QUESTION_READERS: dict[type, Reader] = {Prompt: question_prompt}
 
 # ---- conversations
 

@@ -5,6 +5,7 @@ A text is a transcript only if it begins with a speaker's mark; text that mentio
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from data_schema.errors import DataError
@@ -60,6 +61,7 @@ _ANSWERED = re.compile(rf"(?:\n|\s)(?:{_ANSWERING})[ \t]*:")
 _FIRST = re.compile(rf"\s*(?:{_LABELS})[ \t]*:")
 _ANSWERS_FIRST = re.compile(rf"\s*(?:{_ANSWERING})[ \t]*:.*\n[ \t]*(?:{_ASKING})[ \t]*:", re.S)
 _MAY_BEGIN = re.compile(rf"\s*(?:<|\[INST|###|GPT4 Correct|A (?:chat|conversation) between|(?:{_LABELS})[ \t]*:)")
+_FIRST_CHARACTERS = frozenset((*"<[#G", "", *" \t\n\r\f\v", *(name[0] for name in _LABELS.split("|"))))
 _INST = re.compile(_OPENING + r"\[INST\]")
 _INST_TURN = re.compile(r"\s*(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?=(?:</s>)?\s*(?:<s>)?\s*\[INST\]|$)", re.S)
 _VICUNA = re.compile(r"\s*(A (?:chat|conversation) between a .*?[.!])\s+(?=(?:USER|Human|User|### Human):)", re.S)
@@ -68,17 +70,18 @@ _SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*(.*)", re.S)
 
 def bare_answer(text: str) -> str:
     """An answer without the end marks of chat markup behind it; unchanged if it has none."""
-    bare = text.rstrip()
-    if not bare.endswith(END_MARKS):
+    bare = text if text[-1:].isalnum() else text.rstrip()
+    if not bare.endswith(">") or not bare.endswith(END_MARKS):
         return text
     while (mark := next((mark for mark in END_MARKS if bare.endswith(mark)), None)) is not None:
         bare = bare.removesuffix(mark).rstrip()
     return bare
 
 
+@lru_cache(maxsize=8)  # each part of a row asks for that of its prompt
 def style_of(text: str) -> str | None:
     """The style of the transcript that a text begins as; None for ordinary text."""
-    if not _MAY_BEGIN.match(text):
+    if text[:1] not in _FIRST_CHARACTERS or not _MAY_BEGIN.match(text):
         return None
     for name, style in STYLES.items():
         if style.begins.match(text):
@@ -93,6 +96,12 @@ def style_of(text: str) -> str | None:
     if _BEGINS.match(text) and (_ANSWERED.search(text) or re.match(r"\s*(?:Human|HUMAN|[Pp]rompter)[ \t]*:", text)):
         return "labels"
     return None
+
+
+def markup_of(text: str) -> str | None:
+    """The style of the chat markup that a text begins with; None for ordinary text."""
+    style = style_of(text)
+    return style if style == "[INST]" or (style in STYLES and STYLES[style].closes) else None
 
 
 def _turns(text: str, style: str) -> list[tuple[str, str]]:

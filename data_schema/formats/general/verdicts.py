@@ -60,6 +60,9 @@ def _side_of(value: object, column: str, duel: Duel, row: Row) -> tuple[float, f
         return sides.get(said)
     if not isinstance(value, str):
         return None
+    same = [row[column] == value for column in duel.answers]
+    if same[0] != same[1]:
+        return FIRST if same[0] else SECOND
     text = re.sub(r"[\[\]()\"'*]", " ", value).strip().lower()
     if plain(text) in TIES or plain(text).startswith("tie_"):
         return TIE
