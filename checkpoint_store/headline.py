@@ -13,8 +13,8 @@ HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("pair_accuracy", "pair accuracy"),
         ("n", "held-out pairs"),
         ("longer_wins_accuracy", "the longer answer wins"),
-        ("pair_accuracy_low", "low"),
-        ("pair_accuracy_high", "high"),
+        ("pair_accuracy_low", "95 % lower end"),
+        ("pair_accuracy_high", "95 % upper end"),
     ),
     "select": (("reward_mean", "reward"), ("selected_step", "selected step")),
     "ppo": (
@@ -29,8 +29,8 @@ HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
         ("models.ppo.gold_mean", "gold"),
         ("models.sft.gold_mean", "gold of SFT"),
         ("models.ppo.kl", "KL"),
-        ("models.ppo.win_rate_low", "low"),
-        ("models.ppo.win_rate_high", "high"),
+        ("models.ppo.win_rate_low", "95 % lower end"),
+        ("models.ppo.win_rate_high", "95 % upper end"),
     ),
 }
 MOST = 8  # numbers of a stage that is not in the table

@@ -61,6 +61,8 @@ def locate(path: str, split: str | None = None) -> Location:
             return _files(path, files, splits.pop() or split if split and len(splits) == 1 else split)
     if glob.has_magic(path):
         raise DataError(f"{path}: no file matches this pattern; check the pattern and the current folder", field="path")
+    if (why := unsupported(path)) is not None:
+        raise DataError(f"{path}: {why}; give a file on this machine, or owner/name on the hub", field="path")
     name, _, folder = path.partition(":")
     if here.exists() or there.exists() or file_ending(path) or path.startswith((".", "/", "~")):
         check_is_file(there if there.exists() or not here.parent.is_dir() else here)  # raises: it is not one
@@ -70,6 +72,17 @@ def locate(path: str, split: str | None = None) -> Location:
             field="path",
         )
     return HubLocation(name, folder or None)
+
+
+def unsupported(path: str) -> str | None:
+    """Why a path that names nothing is of a kind that is not read; None if it may only be misspelt."""
+    if path.startswith("file://"):
+        return f"an address; write the path alone: {path.removeprefix('file://')}"
+    if "://" in path:
+        return "an address, which is not read; download it"
+    if "$" in path or ("%" in path and path.count("%") > 1):
+        return "environment variables are not replaced in a recipe; write the path itself"
+    return None
 
 
 def places(path: str) -> tuple[Path, Path]:

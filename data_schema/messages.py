@@ -14,7 +14,7 @@ def check_text(value: object, name: str) -> str:
     """Return `value` if it is text and not blank. Raises DataError naming field `name`."""
     if not isinstance(value, str):
         raise DataError(f"'{name}' must be text, found {describe(value)}", field=name)
-    if not value.strip():
+    if not value or value.isspace():
         raise DataError(f"'{name}' is empty", field=name)
     if not value.isascii():
         try:

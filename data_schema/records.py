@@ -49,7 +49,7 @@ class _Record:
         check_text(self.source, "source")
         if group is not None:
             check_text(group, "group")
-        if not isinstance(meta, dict) or not all(isinstance(key, str) for key in meta):
+        if not isinstance(meta, dict) or (meta and not all(isinstance(key, str) for key in meta)):
             raise DataError(f"'meta' must be an object with text keys, found {describe(meta)}", field="meta")
 
 

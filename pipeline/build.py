@@ -196,6 +196,8 @@ def _convert_one(value: Any, kind: Any, path: str, owner: Any, wanted: str) -> A
     elif isinstance(value, str | int | float | bool):
         return _scalar(value, kind, path, wanted, may_be_infinite=owner is Mixture)
     quotes = ", in quotes" if kind is str and value is not None else ""  # [PAD] is a list in YAML
+    if quotes and isinstance(value, list) and len(value) > 1:
+        quotes += f": '{', '.join(map(str, value))}'"
     raise ConfigError(f"{path} is {shown(value)}; it must be {wanted}{quotes}")
 
 

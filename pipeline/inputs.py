@@ -25,7 +25,7 @@ def data_of(config: Any, seed: int) -> dict[str, Any]:
         setting = f"{config.section}.{name}"
         data[name] = {
             "source": ", ".join(source.path for source in sources),
-            "fingerprint": [_fingerprint(source, seed, setting) for source in sources],
+            "fingerprint": [source_fingerprint(source, seed, setting) for source in sources],
         }
         for path in (source.path for source in sources if source.path.startswith("python:")):
             check_function(path.removeprefix("python:"), setting)
@@ -33,7 +33,7 @@ def data_of(config: Any, seed: int) -> dict[str, Any]:
         check_function(path, setting)
         function = Source(f"python:{path}")
         if role is not None:
-            data[role] = {"source": function.path, "fingerprint": _fingerprint(function, seed, setting)}
+            data[role] = {"source": function.path, "fingerprint": source_fingerprint(function, seed, setting)}
     if getattr(config, "template", "tokenizer") != "tokenizer":  # the tokenizer's own comes with the base model
         chosen = _template(config)
         data["template"] = {"source": config.template, "fingerprint": f"{chosen.name}/{chosen.version}"}
@@ -50,7 +50,7 @@ def _template(config: Any) -> Template:
         raise DataError(f"{config.section}.template: {cut(str(error))}", field="template") from None
 
 
-def _fingerprint(source: Source, seed: int, setting: str) -> str:
+def source_fingerprint(source: Source, seed: int, setting: str) -> str:
     """The fingerprint of a source's contents and of its files' names, from which some formats take a row's task."""
     try:
         location = locate(source.path)

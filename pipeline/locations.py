@@ -15,12 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from data_schema.locations import unsupported
 from data_schema.templates import is_template_file
 from stages.errors import ConfigError
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Settings that are paths, or lists of paths. Of the models, those that are not found may be names in the store or hub.
 MODELS = ("base_model", "sft", "reward_model", "model")
+STORED = ("sft", "select", "ppo", "reward_model")  # last part of a name in the store
 FILES = ("path", "promptsource", "template", "sources")
 
 
@@ -73,6 +75,12 @@ def base_model_fingerprint(source: str, setting: str) -> str:
     problem = f"{setting} '{source}' is not a directory in {Path.cwd()}, next to the recipe or in TRIPTYCH_DATA"
     if Path(source).is_file():
         raise ConfigError(f"{setting} '{source}' is a file; give the directory of a model in Hugging Face layout")
+    if (why := unsupported(source)) is not None:
+        raise ConfigError(f"{setting} '{source}': {why}; give a model's directory on this machine, or owner/name")
+    if source.rpartition("/")[2] in STORED:
+        raise ConfigError(
+            f"{problem}; to start from a checkpoint in the store, give its folder, which 'triptych show {source}' prints"
+        )
     if _looks_local(source):
         raise ConfigError(f"{problem}; give the directory of a model in Hugging Face layout, or a hub name: owner/name")
     revision = hub_revision(source)

@@ -33,10 +33,8 @@ def scalar_class(config: PreTrainedConfig) -> Any:
     there is none whose scores are a linear head's at the last token."""
     kind = type(config)
     if kind not in _classes:
-        published = is_published(config)
-        found = AutoModelForSequenceClassification._model_mapping[kind] if published else _own_class(kind, config)
-        fits = _scores_by_its_head(found, config) if published else _loads_the_body(found, config)
-        _classes[kind] = found if fits else None
+        with torch.device("cpu"):  # the caller may be building a model without tensors
+            _classes[kind] = _tried(kind, config)
     if _classes[kind] is None:
         raise ModelError(
             f"no reward model can be built on a model of type {config.model_type}: its sequence classifier does not "
@@ -46,6 +44,15 @@ def scalar_class(config: PreTrainedConfig) -> Any:
 
 
 _classes: dict[type[PreTrainedConfig], Any] = {}
+
+
+def _tried(kind: type[PreTrainedConfig], config: PreTrainedConfig) -> Any:
+    """The class for this kind of config, or None if it does not score as it must."""
+    if is_published(config):
+        found: Any = AutoModelForSequenceClassification._model_mapping[kind]
+        return found if _scores_by_its_head(found, config) else None
+    found = _own_class(kind, config)
+    return found if _loads_the_body(found, config) else None
 
 
 def head_of_scalar(model: PreTrainedModel) -> torch.nn.Module | None:

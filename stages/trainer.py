@@ -15,7 +15,6 @@ from stages.errors import ConfigError
 from stages.progress import progress
 from stages.tracking import Tracker
 
-
 LOWER = "lower the stage's optimizer.learning_rate, or raise its warm-up"
 
 

@@ -52,9 +52,7 @@ def trained_model(tied: bool, token_ids: list[int] | None = None) -> tuple[Any, 
     ],
 )
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_target_that_fits_no_linear_layer_is_named_with_those_there_are(
-    targets: str, words: str, tied: bool
-) -> None:
+def test_a_target_that_fits_no_linear_layer_is_named_with_those_there_are(targets: str, words: str, tied: bool) -> None:
     with pytest.raises(ModelError, match=rf"^lora\.targets '.*' does not fit this model: .*{words}") as error:
         add_lora(tiny_llama(quickstart_tokenizer(), tie_word_embeddings=tied), 2, 4.0, targets, "CAUSAL_LM")
     assert "\n" not in str(error.value) and "down_proj, lm_head" not in str(error.value)

@@ -34,6 +34,23 @@ def test_equal_scores_are_half_a_win() -> None:
     assert lost["win_rate"] == 0 < lost["win_rate_high"] < 0.5
 
 
+def rude_judge(meta: Any, response: str, finished: bool) -> dict[str, float]:
+    return {"gold": float(finished), "words": 2.0, "reward": 7.0, "length": 7.0, "response": 7.0}
+
+
+def test_a_judge_s_scores_do_not_replace_the_evaluation_s_own_numbers(chain: Chain, tmp_path: Path) -> None:
+    plain = evaluation(chain, tmp_path / "plain").metrics["models"]["sft"]
+    config = replace(load_recipe(chain.path).evaluate, judge="test_evaluate_stage:rude_judge")
+    given = job(tmp_path / "rude", {role: chain.checkpoint(role) for role in ("sft", "reward_model", "ppo")})
+    found = evaluate.run(config, given).metrics["models"]["sft"]
+    for name in ("reward_mean", "length_mean"):
+        assert found[name] == plain[name]
+    assert found["words_mean"] == 2.0 and "response_mean" not in found
+    assert all(isinstance(row["sft"]["response"], str) for row in samples(tmp_path / "rude" / "output"))
+    [warning] = {text for text in given.tracker.warnings if "recorded" in text}
+    assert "not recorded ('response', 'reward', 'length')" in warning
+
+
 def test_prompts_seen_in_training_are_left_out_and_counted(
     chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

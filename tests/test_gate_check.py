@@ -197,6 +197,16 @@ def test_rows_that_a_later_stage_cannot_use_stop_the_run_before_its_first_stage(
         check(tmp_path, small_base, **{setting: jsonl(tmp_path / "rows.jsonl", *rows)})
 
 
+def test_a_source_given_twice_is_an_error_however_its_path_is_written(tmp_path: Path, small_base: Path) -> None:
+    path = Path(jsonl(tmp_path / "rows.jsonl", *({**GOOD, "prompt": f"echo this : {i}"} for i in range(64))))
+    halves = [{"path": str(path), "limit": 32}, {"path": str(path), "skip": 32}]
+    check(tmp_path, small_base, only="sft", sft__data=halves, sft__held_out=0.1)
+    for again in (str(path), f"{path.parent}/./{path.name}", str(path.parent / "x" / ".." / path.name)):
+        (path.parent / "x").mkdir(exist_ok=True)
+        with pytest.raises(ConfigError, match=r"^sft\.data: '.*rows\.jsonl' is given twice, so each of its rows"):
+            check(tmp_path, small_base, only="sft", sft__data=[str(path), again], sft__held_out=0.1)
+
+
 def test_only_the_stages_that_are_to_run_are_looked_at(tmp_path: Path, small_base: Path) -> None:
     bad = jsonl(tmp_path / "rows.jsonl", {"colour": "blue"})
     check(tmp_path, small_base, only="sft", ppo__prompts=bad)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
 from small_recipe import JUDGE, WORLD, Chain
 from transformers import AutoModelForSequenceClassification
 
@@ -55,6 +56,31 @@ def test_without_data_it_is_judged_on_what_its_training_kept_back(chain: Chain, 
         pairs = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if record.ranks[i] < record.ranks[j]]
         right, n = right + sum(scores[i] > scores[j] for i, j in pairs), n + len(pairs)
     assert (told["n"], told["pair_accuracy"]) == (n, pytest.approx(right / n))
+
+
+def test_what_training_kept_back_of_a_file_is_found_again_until_the_file_changes(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, root = tmp_path / "pairs.jsonl", tmp_path / "out"
+    written(data, [comparison(i, [f"{WORDS[i % 12]} .", "no ."], [1, 2]) for i in range(60)])
+    rows = {"data": str(data), "held_out": 0.3, "sft": str(chain.checkpoint("sft")), "device": "cpu"}
+    settings = {"batch_prompts": 8, "max_length": 64, "normalise_on": "policy_samples"}
+    recipe = tmp_path / "file.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"name": "file", "tracking": {"wandb": "disabled"}, "reward_model": rows | settings})
+    )
+    assert main(["reward-model", "--config", str(recipe), "--root", str(root)]) == 0
+    command = ["judge", "file/reward_model", "--root", str(root), "--device", "cpu"]
+    assert main(command) == 0
+    judged = json.loads((root / "judgements" / "file" / "reward_model" / JSON_FILE).read_text())
+    assert judged["n"] == 18
+    written(data, [comparison(0, ["a .", "b ."], [1, 2])])
+    assert main(command) == 2
+    data.unlink()
+    assert main(command) == 2
+    errors = capsys.readouterr().err
+    assert "the data of file/reward_model changed since its training; give comparisons with --data" in errors
+    assert "pairs.jsonl: no such file" in errors and "give comparisons with --data" in errors.splitlines()[-1]
 
 
 def test_the_manifest_holds_the_stage_s_own_judgement(chain: Chain) -> None:

@@ -217,6 +217,28 @@ def test_a_base_model_that_is_nowhere_is_named_with_the_places(
     assert str(tmp_path) in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("https://huggingface.co/owner/name", "an address, which is not read; download it"),
+        ("s3://bucket/x", "an address, which is not read"),
+        ("file:///models/x", "an address; write the path alone: /models/x"),
+        ("$HOME/x", "environment variables are not replaced in a recipe"),
+        ("${MODELS}/x", "environment variables are not replaced in a recipe"),
+    ],
+)
+def test_a_path_of_a_kind_that_is_not_read_says_so(project: Path, path: str, words: str) -> None:
+    for setting in ("--sft.base_model", "--sft.data"):
+        with pytest.raises((ConfigError, DataError), match=rf"^{setting[2:]}.*: {words}") as told:
+            plans(project / "small.yaml", setting, path)
+        assert path in str(told.value)
+
+
+def test_a_checkpoint_of_the_store_as_base_model_is_told_where_its_folder_is(project: Path) -> None:
+    with pytest.raises(ConfigError, match="give its folder, which 'triptych show small/sft' prints"):
+        plans(project / "small.yaml", "--sft.base_model", "small/sft")
+
+
 def test_a_hub_model_is_known_by_its_revision(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, CohereConfig
 
 from policy.encoding import pad
 from policy.errors import ModelError
 from policy.language_model import LanguageModel, save_checkpoint
 from policy.sampling.rollout import Rollout, as_rollout
+from reward import classes
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import (
     from_language_model,
@@ -147,3 +148,9 @@ def test_values_have_filler_zero_and_follow_the_normalisation(scorer: Any, norma
 def test_an_architecture_without_a_known_head_is_refused() -> None:
     with pytest.raises(ModelError, match="Linear has no head named 'score' or 'classifier'"):
         scalar_head(torch.nn.Linear(2, 1))
+
+
+def test_a_class_is_tried_on_real_tensors_even_while_a_model_is_built_without_any() -> None:
+    classes._classes.pop(CohereConfig, None)
+    with torch.device("meta"):
+        assert classes.scalar_class(CohereConfig()).__name__ == "CohereForSequenceClassification"

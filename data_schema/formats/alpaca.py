@@ -18,7 +18,9 @@ from data_schema.records import Comparison, Demonstration, Message, Prompt, chec
 def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]:
     """The conversation up to the question. Raises DataError for a missing, empty or wrongly typed column."""
     instruction = text_of(row, "instruction")
-    if context_column == "input" and not row.get("input") and isinstance(row.get("context"), str):
+    if context_column == "input" and isinstance(row.get("context"), str) and row["context"].strip():
+        if row.get("input"):
+            raise DataError("'input' and 'context' both have content; put one into the instruction", field="context")
         context_column = "context"
     context = row.get(context_column) or ""
     if not isinstance(context, str):
@@ -29,8 +31,7 @@ def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]
     return (*turns, Message("user", with_input(instruction, context)))
 
 
-def read_by_alpaca(row: Row) -> tuple[str, ...]:
-    return ("input" if row.get("input") else "context", "input", "history", "text")
+ALPACA_OPTIONAL = frozenset({"input", "context", "history", "text"})
 
 
 SYSTEM_PROMPT = re.compile(r"\s*You are (an?|the) ([\w-]+ ){0,3}assistant\b", re.I)

@@ -8,7 +8,7 @@ import string
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.formats.alpaca import instruction_readers, read_by_alpaca
+from data_schema.formats.alpaca import ALPACA_OPTIONAL, instruction_readers
 from data_schema.formats.general.columns import history_of, spoken
 from data_schema.formats.general.transcripts import answer_after
 from data_schema.formats.parts import (
@@ -204,10 +204,7 @@ def _any(row: Row) -> bool:
     return True
 
 
-def reads_history(row: Row) -> tuple[str, ...]:
-    return ("history",)
-
-
+HISTORY = frozenset({"history"})
 COT_COLUMNS = ("input", "target", "rationale")
 
 INSTRUCTION_FORMATS: dict[str, Format] = {
@@ -215,13 +212,13 @@ INSTRUCTION_FORMATS: dict[str, Format] = {
         frozenset({"instruction", "context", "response"}),
         lambda row: row["context"] is None or isinstance(row["context"], str),
         instruction_readers("context", "response"),
-        reads=lambda row: ("history",),
+        optional=HISTORY,
     ),
     "gpteacher": Format(
         frozenset({"instruction", "response"}),
         _any,
         instruction_readers("input", "response"),
-        reads=read_by_alpaca,
+        optional=ALPACA_OPTIONAL,
     ),
     "self_instruct": Format(
         frozenset({"instruction", "instances"}),
@@ -247,7 +244,7 @@ INSTRUCTION_FORMATS: dict[str, Format] = {
         reads=lambda row: ("is_correct", "inputs", "targets", "template", "group"),
         judges=True,
     ),
-    "flan": Format(frozenset({"inputs", "targets"}), _any, pair_readers("inputs", "targets"), reads=reads_history),
+    "flan": Format(frozenset({"inputs", "targets"}), _any, pair_readers("inputs", "targets"), optional=HISTORY),
     "flan_cot": Format(
         frozenset(COT_COLUMNS), _any, {Demonstration: cot_demonstration, Prompt: cot_prompt}, header=COT_COLUMNS
     ),

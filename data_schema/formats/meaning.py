@@ -152,7 +152,7 @@ def meanings(column: str) -> frozenset[Meaning]:
 def is_empty(value: object) -> bool:
     """Whether a value says nothing: null, blank text, or an empty list or object."""
     if isinstance(value, str):
-        return not value.strip() or value.strip() in ("[]", "{}", "null")
+        return not value or value.isspace() or (value[0] in "[{n \t\r\n" and value.strip() in ("[]", "{}", "null"))
     return value is None or (isinstance(value, list | dict) and not value)
 
 

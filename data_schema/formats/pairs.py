@@ -136,7 +136,7 @@ def helpsteer2_preference(row: Row) -> Ranking | Drop:
 def bpo(row: Row) -> Ranking:
     """The answers belong to the prompt before it was optimised."""
     meta = rest(row, "prompt", "instruction", "context", "good_res", "bad_res")
-    prompt = user(row, "prompt") if "prompt" in row else alpaca_turns({**row, "input": row.get("context")})
+    prompt = user(row, "prompt") if "prompt" in row else alpaca_turns(row, "context")
     return Ranking(prompt, two(row, "good_res", "bad_res"), FIRST, meta)
 
 

@@ -42,6 +42,7 @@ class Format(NamedTuple):
     # meaning that a format does not read is refused or counted (meaning.py).
     reads: Callable[[Row], Collection[str]] = _nothing_else
     judges: bool = False
+    optional: frozenset[str] = frozenset()  # columns that the readers understand in any row
     # Whether a row with these columns may pass `looks_right`, which is asked once for all rows with the same columns.
     may_be: Callable[[tuple[str, ...]], object] = bool
     header: tuple[str, ...] | None = None  # columns of a .tsv, for a format without a header line

@@ -77,7 +77,12 @@ def hh_prompt(row: Row, origin: Origin) -> Outcome:
 # ---- preference: chosen and rejected as text or messages, with the prompt in its own column or inside both
 
 
+_ALL_READ = {"prompt", "chosen", "rejected", "margin"}
+
+
 def _preference_meta(row: Row) -> dict[str, Any]:
+    if row.keys() <= _ALL_READ:
+        return {}
     return rest(row, *used_by_prompt(row), "prompt", "chosen", "rejected", "margin")
 
 

@@ -103,9 +103,10 @@ def qa_feedback(row: Row) -> Ranking:
 
 
 def is_reward_bench_2(row: Row) -> bool:
+    if not isinstance(row["chosen"], list) or not isinstance(row["rejected"], list):
+        return False
     return all(
-        isinstance(row[column], list) and row[column] and all(isinstance(text, str) for text in row[column])
-        for column in ("chosen", "rejected")
+        row[column] and all(isinstance(text, str) for text in row[column]) for column in ("chosen", "rejected")
     )
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from data_schema.errors import DataError
 from data_schema.formats.general.columns import histories, named, unpacked
-from data_schema.formats.meaning import is_empty, meanings, refusal
+from data_schema.formats.meaning import HISTORIES, is_empty, meanings, plain, refusal
 from data_schema.formats.parts import Format, NumberedRows, Row
-from data_schema.formats.ranking_parts import gathered, system_columns
+from data_schema.formats.ranking_parts import GATHERED, gathered, system_columns
 from data_schema.formats.table import FORMATS
 from data_schema.records import KIND_NAMES, Document, Prompt
 
@@ -52,7 +52,7 @@ def suited_rows(rows: NumberedRows, name: str, kind: type, detected: bool) -> Nu
             yield number, row
             continue
         checks = checks_of(tuple(row))
-        if checks == NOTHING:
+        if checks is NOTHING:
             yield number, row
             continue
         problem = _lacking(row, checks.missing) or _other_format(row, name, checks.others)
@@ -70,16 +70,17 @@ def _checks(name: str, kind: type, detected: bool) -> Callable[[tuple[str, ...]]
 
     @lru_cache(maxsize=1024)
     def of(columns: tuple[str, ...]) -> Checks:
-        return Checks(
+        checks = Checks(
             missing=min(form.columns.difference(columns), default=None),
             others=tuple(
                 other
                 for other in before
                 if FORMATS[other].columns.issubset(columns) and FORMATS[other].may_be(columns)
             ),
-            may_leave_out=not own and not document and _may_ask(columns),
-            may_refuse=not own and any(meanings(column) - {"system", "better", "hint"} for column in columns),
+            may_leave_out=not own and not document and _may_ask(columns, _perhaps_unread(columns, name)),
+            may_refuse=not own and any(map(_may_refuse, _perhaps_unread(columns, name))),
         )
+        return NOTHING if checks == NOTHING else checks
 
     return of
 
@@ -89,8 +90,13 @@ QUESTIONS = ("prompt", "instruction", "question", "query", "problem")  # of whic
 PARTS = (*QUESTIONS[1:], "input", "context", "passage", "article", "document", "paragraph", "choices", "options")
 
 
-def _may_ask(columns: tuple[str, ...]) -> bool:
-    return len(named(columns, QUESTIONS)) > 1 or bool(named(columns, QUESTIONS) and named(columns, PARTS[4:]))
+def _may_ask(columns: tuple[str, ...], unread: tuple[str, ...]) -> bool:
+    """Whether one of the columns that a format may not read may belong to the question that it reads."""
+    return bool(named(columns, QUESTIONS) and named(unread, PARTS))
+
+
+def _may_refuse(column: str) -> bool:
+    return plain(column) in HISTORIES or bool(meanings(column) - {"system", "better", "hint", "talk"})
 
 
 def _question_left_out(row: Row, form: Format) -> DataError | None:
@@ -143,20 +149,24 @@ def _other_format(row: Row, name: str, others: tuple[str, ...]) -> DataError | N
 
 def _read(row: Row, form: Format) -> frozenset[str]:
     """The columns of the row that the format reads, its system prompt included."""
-    read = {*form.columns, *form.reads(row), *system_columns(tuple(row))}
+    read = {*form.columns, *form.optional, *form.reads(row), *system_columns(tuple(row))}
     return frozenset(read | set(histories(tuple(row))) if "history" in read else read)
 
 
 @lru_cache(maxsize=1024)
 def _perhaps_unread(columns: tuple[str, ...], name: str) -> tuple[str, ...]:
     """The columns that the format may not read, depending on the row."""
-    read = {*FORMATS[name].columns, *system_columns(columns)}
+    read = {*FORMATS[name].columns, *FORMATS[name].optional, *system_columns(columns)}
+    if "history" in read:
+        read.update(histories(columns))
     return tuple(column for column in columns if column not in read)
 
 
 def count_unread(row: Row, name: str, counts: Counter[str]) -> None:
     """Count the columns with content that the format does not read, in a row or in the rows that it was made of."""
     if name == "records":
+        return
+    if GATHERED not in row and not _perhaps_unread(tuple(row), name):
         return
     for each in gathered(row):
         columns = [column for column in _perhaps_unread(tuple(each), name) if not is_empty(each[column])]

@@ -35,7 +35,7 @@ def check_reward_text(
 
 
 def check_adapters(config: Any, source: str) -> None:
-    """Raise ConfigError if `lora.targets` names a layer that the model of a stage does not have. Weights are not read."""
+    """Raise ConfigError if `lora.targets` names a layer that the stage's model does not have. No weights are read."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -48,8 +48,16 @@ class Rows:
         """The sources as they are to be read; None if one of them cannot be: a data set on the hub that is not in the
         local cache, or a Python function where no code may run."""
         found = []
+        once: set[str] = set()
         for source in sources:
             location = locate(source.path)
+            path = os.path.realpath(os.path.expanduser(source.path))
+            if (given := repr(replace(source, path=path, weight=None, templates=1))) in once:
+                raise ConfigError(
+                    f"{setting}: '{source.path}' is given twice, so each of its rows would count twice; "
+                    "remove one; to use its rows more often, give it a weight in a mixture (docs/mixtures.md)"
+                )
+            once.add(given)
             is_function = isinstance(location, PythonLocation)
             if (is_function and not self.run_code) or (
                 isinstance(location, HubLocation) and not in_cache(location.name)

@@ -104,7 +104,8 @@ def tiny_twin(config: PreTrainedConfig, seed: int = 0, dtype: torch.dtype = torc
     Raises ValueError if transformers cannot build the architecture this small."""
     try:
         small = tiny_config(config)
-        with torch.random.fork_rng(devices=[]):
+        # The caller may be building a model on another device.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPU's
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 small, dtype=dtype, attn_implementation=config._attn_implementation

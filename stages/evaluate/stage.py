@@ -31,6 +31,7 @@ from stages.statistics import win_rate
 
 logger = logging.getLogger("triptych.evaluate")
 RESULT_FILE, SAMPLES_FILE = "evaluation.json", "samples.jsonl"
+OWN_NAMES = ("response", "reward", "length")  # of the evaluation's numbers and samples; a judge's would replace them
 
 
 class Answers(NamedTuple):
@@ -58,6 +59,7 @@ def run(config: EvaluateConfig, job: Job) -> StageResult:
     answers = {
         name: answer(model, reference, rewards, judge, asked, config, job.seed) for name, model in models.items()
     }
+    warn(job.tracker, *(without_own_names(model.grades) for model in answers.values()))
     result: dict[str, dict[str, float]] = {name: summarise(model) for name, model in answers.items()}
     for name, model in answers.items():
         ends = few_ends(
@@ -161,6 +163,21 @@ def sequence_kl(model: LanguageModel, reference: LanguageModel, rollout: Rollout
     base = response_logprobs(reference.model, rollout, temperature).logprobs
     kl: list[float] = (own - base).sum(1).tolist()
     return kl
+
+
+def without_own_names(grades: list[dict[str, float]]) -> str | None:
+    """Remove grades that are called like the evaluation's own numbers. Returns a warning if there were any."""
+    taken = [name for name in OWN_NAMES if any(name in grade for grade in grades)]
+    for grade in grades:
+        for name in taken:
+            grade.pop(name, None)
+    if not taken:
+        return None
+    named = ", ".join(f"'{name}'" for name in taken)
+    return (
+        f"evaluate: some scores of the judge are not recorded ({named}), since the evaluation itself uses these names."
+        " Rename them in the judge."
+    )
 
 
 def summarise(answers: Answers) -> dict[str, float]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from checkpoint_store import Root, local_root, open_store
-from data_schema import Comparison, Prompt, Records, Source, fingerprint, load_all, prompt_text, read_records
+from data_schema import Comparison, DataError, Prompt, Records, Source, load_all, prompt_text, read_records
+from pipeline.inputs import source_fingerprint
 from pipeline.terminal.arguments import Arguments, count, seed
 from pipeline.terminal.console import as_json
 from policy.language_model import load_language_model
@@ -141,7 +142,11 @@ def kept_back(scorer: Scorer, root: Root) -> tuple[Iterable[Comparison], dict[st
     share = manifest.config.get("held_out", 0)
     if not sources or not share:
         raise ConfigError(f"{scorer.name} was trained without held-out comparisons; give some with --data")
-    if [fingerprint(source, manifest.seed) for source in sources] != manifest.data["data"]["fingerprint"]:
+    try:
+        found = [source_fingerprint(source, manifest.seed, "reward_model.data") for source in sources]
+    except DataError as error:
+        raise ConfigError(f"the data of {scorer.name} cannot be read ({error}); give comparisons with --data") from None
+    if found != manifest.data["data"]["fingerprint"]:
         raise ConfigError(f"the data of {scorer.name} changed since its training; give comparisons with --data")
     records: Records[Comparison] = load_all(sources, Comparison, manifest.seed)
     held_out = keep_back(records, share, manifest.seed)[1]

@@ -125,7 +125,13 @@ def is_equal(row: Row) -> bool:
 
 def why_undecided(row: Row) -> str | None:
     """Why the ratings of a pair do not say that the chosen answer is better; None if they do, or if there are none."""
-    scores = choice_ratings(row)
+    columns = tuple(row)
+    if _rating_columns(columns) is None and not _margin_columns(columns) and "metadata" not in row:
+        return None
+    return _why_undecided(row, choice_ratings(row))
+
+
+def _why_undecided(row: Row, scores: tuple[float, float] | None) -> str | None:
     if is_equal(row) or (scores and scores[0] == scores[1]):
         return "tie"
     margins = [number(row[column]) for column in _margin_columns(tuple(row))]
@@ -154,9 +160,11 @@ def used_by_prompt(row: Row) -> tuple[str, ...]:
     return (*columns, "history")
 
 
-def answer_in(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tuple[tuple[Message, ...], str]:
+def answer_in(
+    row: Row, column: str, prompt: tuple[Message, ...] | None, asked: object = None
+) -> tuple[tuple[Message, ...], str]:
     """(prompt, answer) of a column that has an answer, or a conversation that ends with it: text, messages, or one
-    message. `prompt` is that of a column of its own, if there is one."""
+    message. `prompt` is that of a column of its own, if there is one, and `asked` the content of that column."""
     value: Any = row.get(column)
     if isinstance(value, dict):
         value = [value]
@@ -168,8 +176,7 @@ def answer_in(row: Row, column: str, prompt: tuple[Message, ...] | None) -> tupl
         if not isinstance(value, str) or not value.strip():
             found = f"must be text, found {describe(value)}" if not isinstance(value, str) else "is empty"
             raise DataError(f"'{column}' {found}", field=column)
-        asked = [row[c] for c in question_columns(row)]
-        return prompt, answer_after(asked[0], value) if asked and isinstance(asked[0], str) else value
+        return prompt, answer_after(asked, value) if isinstance(asked, str) else value
     else:
         messages = parse_turns(value, column)
     if not messages or messages[-1].role != "assistant":
@@ -206,11 +213,13 @@ def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 def pair_of(row: Row, good: str, bad: str) -> tuple[tuple[Message, ...], str, str]:
     """(prompt, better answer, worse answer)."""
-    prompt = prompt_beside(row)
-    chosen_prompt, chosen = answer_in(row, good, prompt)
+    questions = question_columns(row)
+    prompt = question_of(row, questions) if questions else prompt_beside(row)
+    asked = row[questions[0]] if questions else None
+    chosen_prompt, chosen = answer_in(row, good, prompt, asked)
     if prompt is None and isinstance(row.get(good), list) and isinstance(row.get(bad), str):
         prompt = chosen_prompt  # one conversation, and another answer for its end
-    rejected_prompt, rejected = answer_in(row, bad, prompt)
+    rejected_prompt, rejected = answer_in(row, bad, prompt, asked)
     if chosen_prompt != rejected_prompt:
         raise DataError(f"'{good}' and '{bad}' may differ in the last message only", field=bad)
     return chosen_prompt, chosen, rejected
@@ -235,8 +244,10 @@ def choice(row: Row) -> Ranking | Drop:
         if reason := why_unusable(_last_text(row[column])):
             return Drop(reason)
     prompt, *answers = pair_of(row, *found)
-    scores = choice_ratings(row) or ((0.0, 0.0) if is_equal(row) else (1.0, 0.0))
-    unclear = reason if (reason := why_undecided(row)) != "tie" else None
+    ratings = choice_ratings(row)
+    reason = _why_undecided(row, ratings)
+    scores = ratings or ((0.0, 0.0) if reason == "tie" else (1.0, 0.0))
+    unclear = None if reason == "tie" else reason
     meta = rest(row, *used_by_prompt(row), *found, "messages", "margin")
     return Ranking(prompt, answers, scores, meta, margin=margin_of(row), unclear=unclear)
 
@@ -250,7 +261,7 @@ def has_ratings(row: Row) -> bool:
 
 def scored(row: Row) -> Ranking | Drop:
     """UltraFeedback binarized: chosen and rejected with a rating each."""
-    if choice_ratings(row) is None:
+    if _rating_columns(tuple(row)) is None and choice_ratings(row) is None:
         raise DataError("'score_chosen' and 'score_rejected' are missing", field="score_chosen")
     return choice(row)
 

@@ -96,7 +96,23 @@ def is_turns(value: object) -> bool:
 
 
 def _key(turn: dict[str, Any], keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if key in turn), None)
+    for key in keys:
+        if key in turn:
+            return key
+    return None
+
+
+def _usual_turn(turn: object) -> Message | None:
+    """The message of a turn with a known speaker, a text and nothing else; None for any other turn."""
+    if not isinstance(turn, dict) or len(turn) != 2:
+        return None
+    who, text = (turn.get("role"), turn.get("content")) if "role" in turn else (turn.get("from"), turn.get("value"))
+    if not isinstance(who, str) or who not in SPEAKERS or not isinstance(text, str) or is_empty(text):
+        return None
+    try:
+        return Message(SPEAKERS[who], text)
+    except DataError:
+        return None
 
 
 def parse_turns(value: object, name: str) -> tuple[Message, ...]:
@@ -104,10 +120,13 @@ def parse_turns(value: object, name: str) -> tuple[Message, ...]:
     `name` and the position."""
     messages: list[Message] = []
     for i, turn in enumerate(check_list(value, name)):
+        if (message := _usual_turn(turn)) is not None:
+            messages.append(message)
+            continue
         place = f"{name}[{i}]"
         if not isinstance(turn, dict):
             raise DataError(f"'{place}' must be an object, found {describe(turn)}", field=name)
-        if {"input", "output"} <= turn.keys():
+        if "input" in turn and "output" in turn:
             check_plain_message(turn, place, ("input", "output", "system"))
             if not is_empty(turn.get("system")):  # XTuner
                 messages.append(Message("system", check_text(turn["system"], f"{place}.system")))
@@ -127,11 +146,12 @@ def parse_turns(value: object, name: str) -> tuple[Message, ...]:
         if role is None:
             known = ", ".join(SPEAKERS)
             raise DataError(f"'{place}.{who}' must be one of {known}, found {describe(turn[who])}", field=name)
-        check_plain_message(turn, place, (who, said))
+        if len(turn) > 2:
+            check_plain_message(turn, place, (who, said))
         text = message_text(turn[said], f"{place}.{said}")
         if role == "system" and is_empty(text):
             continue  # no system prompt
-        learned = role != "assistant" or is_learned(turn, place)
+        learned = role != "assistant" or len(turn) == 2 or is_learned(turn, place)
         messages.append(Message(role, check_text(text, f"{place}.{said}"), learned))
     return tuple(messages)
 
@@ -154,7 +174,7 @@ def unpacked(row: Row) -> Row:
         value = row[column]
         if isinstance(value, dict) and (turns := _from_columns(value)):
             found[column] = turns
-        if isinstance(value, str) and value[:20].lstrip()[:1] in ("[", "{"):
+        if isinstance(value, str) and value[:1] in "[{ \t\r\n" and value[:20].lstrip()[:1] in ("[", "{"):
             read = _read_list(value)
             if is_turns(read) or (isinstance(read, dict) and is_turns([read])):
                 found[column] = read

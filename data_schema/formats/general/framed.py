@@ -42,9 +42,11 @@ def _finished(part: Any, system: str | None) -> Any:
     """The record with the system message in front, and without the end marks of chat markup behind its answers."""
     if isinstance(part, Drop | Document):
         return part
-    if isinstance(part, Comparison) and any(bare_answer(text) is not text for text in part.responses):
-        part = replace(part, responses=tuple(map(bare_answer, part.responses)))
-    if isinstance(part, Demonstration):
+    if isinstance(part, Comparison):
+        responses = tuple(map(bare_answer, part.responses))
+        if responses != part.responses:
+            part = replace(part, responses=responses)
+    elif isinstance(part, Demonstration):
         answer = part.messages[-1]
         if (text := bare_answer(answer.content)) is not answer.content:
             part = replace(part, messages=(*part.messages[:-1], Message(answer.role, text)))

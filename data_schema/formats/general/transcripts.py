@@ -78,10 +78,14 @@ def bare_answer(text: str) -> str:
     return bare
 
 
-@lru_cache(maxsize=8)  # each part of a row asks for that of its prompt
 def style_of(text: str) -> str | None:
     """The style of the transcript that a text begins as; None for ordinary text."""
-    if text[:1] not in _FIRST_CHARACTERS or not _MAY_BEGIN.match(text):
+    return _style(text) if text[:1] in _FIRST_CHARACTERS else None
+
+
+@lru_cache(maxsize=8)  # each part of a row asks for that of its prompt
+def _style(text: str) -> str | None:
+    if not _MAY_BEGIN.match(text):
         return None
     for name, style in STYLES.items():
         if style.begins.match(text):
