@@ -124,7 +124,7 @@ def _parse(text: str | bytes, where: str) -> Any:
     except UnicodeDecodeError:
         raise _damaged(where, "is not text in UTF-8") from None
     except UnicodeEncodeError:
-        raise _damaged(where, "has half a surrogate pair in a text, which is no character") from None
+        raise _damaged(where, "has half a surrogate pair in a text, which is not a character") from None
     except RecursionError:
         raise _damaged(where, f"is nested more than {DEEPEST} deep") from None
     except ValueError as error:

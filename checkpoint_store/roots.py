@@ -17,7 +17,7 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 def parse_root(text: str) -> Root:
     """A root from the command line. Raises StoreError for an address that no installed file system serves."""
     if re.match(r"[a-z][a-z0-9]+:/+", text) and not ADDRESS.match(text):  # pathlib would make it a folder "s3:"
-        raise StoreError(f"'{text}' is no address; write two slashes after the colon, as in s3://bucket/folder")
+        raise StoreError(f"'{text}' is not an address; write two slashes after the colon, as in s3://bucket/folder")
     if not ADDRESS.match(text):
         return Path(text)
     if text.startswith("file://"):

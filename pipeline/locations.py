@@ -79,7 +79,8 @@ def base_model_fingerprint(source: str, setting: str) -> str:
         raise ConfigError(f"{setting} '{source}': {why}; give a model's directory on this machine, or owner/name")
     if source.rpartition("/")[2] in STORED:
         raise ConfigError(
-            f"{problem}; to start from a checkpoint in the store, give its folder, which 'triptych show {source}' prints"
+            f"{problem}; to start from a checkpoint in the store, give its folder, which 'triptych show {source}' "
+            "prints"
         )
     if _looks_local(source):
         raise ConfigError(f"{problem}; give the directory of a model in Hugging Face layout, or a hub name: owner/name")

@@ -81,8 +81,8 @@ def check_targets(model: PreTrainedModel, targets: str) -> dict[str, list[str]]:
     for name, fitting in found.items():
         if set(heads) & set(fitting):
             raise ModelError(
-                f"lora.targets '{targets}' does not fit this model: '{name}' is its output head, whose weights are read "
-                "directly, so an adapter on it would not be trained; leave it out."
+                f"lora.targets '{targets}' does not fit this model: '{name}' is its output head, whose weights are "
+                "read directly, so an adapter on it would not be trained; leave it out."
             )
     return found
 

@@ -173,7 +173,7 @@ def _kind(config: PreTrainedConfig, names: list[str]) -> str | None:
             labels = config.num_labels
             return "a reward model" if labels == 1 else f"a {name} with {labels} labels"
         if name.endswith(("RewardModel", "ForRewardModel", "ForScore")):
-            return f"a {name}, which is no class of transformers"
+            return f"a {name}, which is not a class of transformers"
         for ending, what in OTHER_HEADS.items():
             if name.endswith(ending) and not _also_generates(config, ending):
                 return f"{what} ({name})"

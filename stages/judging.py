@@ -73,7 +73,7 @@ def _named(grades: Any) -> str:
         return f"scores named {', '.join(map(str, grades))}" if grades else "a dict without scores"
     if grades is None:
         return "nothing"
-    return f"the number {grades:g}" if isinstance(grades, int | float) else "something that is no dict"
+    return f"the number {grades:g}" if isinstance(grades, int | float) else "something that is not a dict"
 
 
 def load_function(path: str, key: str) -> Callable[..., Any]:

@@ -62,7 +62,8 @@ class LoraConfig:
     alpha: float = 32.0
     """Scale: each update is multiplied by alpha / rank."""
     targets: str = "all-linear"
-    """Layers that get an adapter: "all-linear", or comma-separated module names such as q_proj,v_proj."""
+    """Layers that get an adapter: "all-linear", or names of linear layers such as q_proj,v_proj, or regular expressions
+    of full names, separated by commas."""
 
     def __post_init__(self) -> None:
         check_bounds(self, rank=COUNT, alpha=POSITIVE)

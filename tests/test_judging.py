@@ -97,7 +97,7 @@ def returns(meta: object, response: str, finished: bool) -> object:
     [
         (None, "returned nothing"),
         (0.5, "returned the number 0.5"),
-        ([1.0], "returned something that is no dict"),
+        ([1.0], "returned something that is not a dict"),
         ({"gold": "high"}, "returned a 'gold' that is not a finite number"),
         ({"gold": 1.0, "style": float("nan")}, "returned a 'style' that is not a finite number"),
         ({"gold": None}, "returned a 'gold' that is not a finite number"),

@@ -40,6 +40,10 @@ def _holds_objects(column: str, key: str) -> Fits:
     return fits
 
 
+def _always_nothing(columns: tuple[str, ...]) -> Collection[str]:
+    return ()
+
+
 def _nothing_else(row: Row) -> Collection[str]:
     return ()
 
@@ -54,9 +58,10 @@ def _format(
     fits: Fits = _any,
     gather: Gather | None = None,
     reads: Callable[[Row], Collection[str]] = _nothing_else,
+    always_reads: Callable[[tuple[str, ...]], Collection[str]] = _always_nothing,
     may_be: Callable[[tuple[str, ...]], object] = bool,
 ) -> Format:
-    return Format(frozenset(columns), fits, readers(read), gather, reads, judges=True, may_be=may_be)
+    return Format(frozenset(columns), fits, readers(read), gather, reads, True, always_reads, may_be)
 
 
 def _kto(*columns: str) -> Format:
@@ -143,6 +148,7 @@ COMPARISON_FORMATS: dict[str, Format] = {
         read=choices.scored,
         fits=choices.has_ratings,
         reads=choices.read_by_choice,
+        always_reads=choices.always_read_by_choice,
     ),
     "prometheus": Format(
         frozenset(
@@ -180,7 +186,11 @@ COMPARISON_FORMATS: dict[str, Format] = {
 # These ask what the columns mean. They come after the formats with names of their own.
 GENERAL_COMPARISONS: dict[str, Format] = {
     "choice": _format(
-        read=choices.choice, fits=choices.is_choice, reads=choices.read_by_choice, may_be=choices.find_choice
+        read=choices.choice,
+        fits=choices.is_choice,
+        reads=choices.read_by_choice,
+        always_reads=choices.always_read_by_choice,
+        may_be=choices.find_choice,
     ),
     "duel": _format(read=duels.duel, fits=duels.is_duel, reads=_duel_columns, may_be=duels.find_duel),
     "listed": _format(read=lists.listed, fits=lists.is_listed, reads=lists.read_by_list, may_be=lists.list_columns),

@@ -204,7 +204,10 @@ def _any(row: Row) -> bool:
     return True
 
 
-HISTORY = frozenset({"history"})
+def reads_history(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return ("history",)
+
+
 COT_COLUMNS = ("input", "target", "rationale")
 
 INSTRUCTION_FORMATS: dict[str, Format] = {
@@ -212,13 +215,13 @@ INSTRUCTION_FORMATS: dict[str, Format] = {
         frozenset({"instruction", "context", "response"}),
         lambda row: row["context"] is None or isinstance(row["context"], str),
         instruction_readers("context", "response"),
-        optional=HISTORY,
+        always_reads=reads_history,
     ),
     "gpteacher": Format(
         frozenset({"instruction", "response"}),
         _any,
         instruction_readers("input", "response"),
-        optional=ALPACA_OPTIONAL,
+        always_reads=lambda columns: ALPACA_OPTIONAL,
     ),
     "self_instruct": Format(
         frozenset({"instruction", "instances"}),
@@ -244,7 +247,9 @@ INSTRUCTION_FORMATS: dict[str, Format] = {
         reads=lambda row: ("is_correct", "inputs", "targets", "template", "group"),
         judges=True,
     ),
-    "flan": Format(frozenset({"inputs", "targets"}), _any, pair_readers("inputs", "targets"), optional=HISTORY),
+    "flan": Format(
+        frozenset({"inputs", "targets"}), _any, pair_readers("inputs", "targets"), always_reads=reads_history
+    ),
     "flan_cot": Format(
         frozenset(COT_COLUMNS), _any, {Demonstration: cot_demonstration, Prompt: cot_prompt}, header=COT_COLUMNS
     ),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
-from data_schema.errors import DataError, printable
+from data_schema.errors import printable
 
 Meaning = Literal[
     "system", "seen", "learned", "left out", "verdict", "fault", "mark", "rating", "better", "tie", "talk", "hint"
@@ -51,7 +51,7 @@ NAMES: dict[Meaning, frozenset[str]] = {
         " problem_is_valid question_is_valid prompt_is_valid instruction_is_valid is_valid_problem is_valid_question"
     ),
     "left out": names(
-        "mask masked is_masked llama_guard exclude excluded is_excluded ignore ignored ignore_loss skip skipped deleted is_deleted"
+        "mask masked is_masked exclude excluded is_excluded ignore ignored ignore_loss skip skipped deleted is_deleted"
         " removed is_removed hidden do_not_train no_train dont_train is_test held_out holdout"
     ),
     # How good the answer is: always a verdict; a verdict if true means a fault; a verdict if the value is one.
@@ -100,14 +100,23 @@ _JUDGES = (
     r"gpt|gpt_?\d\w*|claude|llm|judge|human|user|annotator|expert|critic|avg|average|mean|overall|final|total|rm|model|"
     r"reward_model|evaluation|eval|quality|helpfulness"
 )
+_MODELS = r"chatgpt|gpt_?\d\w*|claude\w*|llama\w*|gemini\w*|vicuna\w*|llm|model"
 PATTERNS: tuple[tuple[Meaning, re.Pattern[str]], ...] = (
     ("fault", re.compile(rf"(?:(?:{_ANSWER})_)?harm_label|(?:{_ANSWER})_(?:toxicity|safety)_label")),
-    ("fault", re.compile(rf"(?:{_ANSWER}|{_JUDGES}|chatgpt|gpt_?\d\w*)_(?:is_)?(?:harmful|toxic|unsafe|wrong|incorrect)")),
+    (
+        "fault",
+        re.compile(rf"(?:{_ANSWER}|{_JUDGES}|chatgpt|gpt_?\d\w*)_(?:is_)?(?:harmful|toxic|unsafe|wrong|incorrect)"),
+    ),
     ("left out", re.compile(r"llama_?guard(?:_\d\w*)?")),
     ("verdict", re.compile(rf"(?:{_ANSWER})_(?:is_)?(?:valid|safe|correct|ok|good|accepted)")),
     ("rating", re.compile(rf"(?:(?:{_JUDGES}|{_ANSWER})_)+(?:scores?|ratings?|rewards?|grade|quality|stars)")),
     ("hint", re.compile(r".*(?:score|scores|rating|ratings|quality|reward|correct|safe|verdict|label|winner|vote)")),
-    ("hint", re.compile(r"(?:.*_)?(?:reasoning|thinking|thoughts?|cot|chain_of_thought|rationale|thinking_trajector(?:y|ies))")),
+    (
+        "hint",
+        re.compile(
+            r"(?:.*_)?(?:reasoning|thinking|thoughts?|cot|chain_of_thought|rationale|thinking_trajector(?:y|ies))"
+        ),
+    ),
     ("hint", re.compile(r"(?:reasoning|thinking)_(?:content|trace|steps|process)|openai_moderation|extra_context")),
 )
 VALUES = {  # words that say themselves whether the answer is good, and those that depend on the question
@@ -149,11 +158,25 @@ def meanings(column: str) -> frozenset[Meaning]:
     return frozenset(found)
 
 
+@lru_cache(maxsize=1024)
+def named(columns: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns with one of the names, in the order of the names."""
+    by_name: dict[str, list[str]] = {}
+    for column in columns:
+        by_name.setdefault(plain(column), []).append(column)
+    return tuple(column for name in wanted for column in by_name.get(name, ()))
+
+
 def is_empty(value: object) -> bool:
     """Whether a value says nothing: null, blank text, or an empty list or object."""
     if isinstance(value, str):
         return not value or value.isspace() or (value[0] in "[{n \t\r\n" and value.strip() in ("[]", "{}", "null"))
     return value is None or (isinstance(value, list | dict) and not value)
+
+
+def filled(row: Mapping[str, Any], wanted: tuple[str, ...]) -> list[str]:
+    """The row's columns with one of the names that have content."""
+    return [column for column in named(tuple(row), wanted) if not is_empty(row[column])]
 
 
 # ---- verdicts
@@ -260,54 +283,3 @@ def shown(value: object) -> str:
     """A value in one short line, as JSON."""
     text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-# ---- rows
-
-
-def refusal(row: Mapping[str, Any], read: Collection[str], purpose: str, judges: bool, named: bool) -> DataError | None:
-    """Why a row must not become a record, by columns that its format does not read; None if it may.
-
-    `judges`: whether the format itself decides which answers are good. `named`: whether the user named the format, and
-    so decided that ratings do not matter."""
-    if purpose == "documents":
-        return None
-    compared = purpose == "comparisons"
-    others = {column: value for column, value in row.items() if column not in read and not is_empty(value)}
-    if purpose != "prompts" and (why := unlearned(others)):
-        return _refused(f"marked as not to be learned: {why}", why)
-    if compared and (column := is_tie(others)):
-        return _refused(f"'{column}' says that neither answer is better", column)
-    for column, value in others.items():
-        means = meanings(column)
-        if "seen" in means and _says_something(value):
-            return _refused(
-                f"'{column}' has content that the model would not see; text is all that is supported", column
-            )
-        if plain(column) in HISTORIES:
-            return _refused(
-                f"'{column}' has earlier turns, which the format does not read; write the row as messages", column
-            )
-        if purpose != "demonstrations" or judges:
-            continue
-        if means & {"verdict", "fault", "mark", "rating"}:
-            good = verdict_of(column, value)
-            if good is False:
-                return _refused(f"'{column}' marks the answer as bad", column)
-            if good is None and "rating" in means and not named:
-                fix = "filter by it and remove the column, or name the format to use all rows"
-                return _refused(f"'{column}' rates the answer, so it may be a bad one; {fix}", column)
-            if good is None and means & {"verdict", "fault"} and not isinstance(value, dict | list):
-                return _refused(f"'{column}' must be true or false, found {shown(value)}", column)
-    return None
-
-
-def _says_something(value: object) -> bool:
-    """Whether there is text inside a value; switches such as `enable_thinking` do not count."""
-    if isinstance(value, dict):
-        return any(_says_something(item) for item in value.values())
-    return not is_empty(value) and not isinstance(value, bool)
-
-
-def _refused(message: str, field: str) -> DataError:
-    return DataError(message, field=field)

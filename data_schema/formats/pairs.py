@@ -7,7 +7,8 @@ from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.alpaca import alpaca_turns
-from data_schema.formats.general.columns import SPEAKERS, parse_turns, spoken
+from data_schema.formats.general.columns import spoken
+from data_schema.formats.general.turns import SPEAKERS, parse_turns
 from data_schema.formats.parts import Drop, Row, rest, text_of
 from data_schema.formats.ranking_parts import (
     FIRST,

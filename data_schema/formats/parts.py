@@ -31,6 +31,10 @@ def _nothing_else(row: Row) -> Collection[str]:
     return ()
 
 
+def _always_nothing(columns: tuple[str, ...]) -> Collection[str]:
+    return ()
+
+
 class Format(NamedTuple):
     columns: frozenset[str]  # a row of this format has at least these ..
     looks_right: Callable[[Row], bool]  # .. and passes this
@@ -42,7 +46,8 @@ class Format(NamedTuple):
     # meaning that a format does not read is refused or counted (meaning.py).
     reads: Callable[[Row], Collection[str]] = _nothing_else
     judges: bool = False
-    optional: frozenset[str] = frozenset()  # columns that the readers understand in any row
+    # The columns that the readers understand in any row with the same columns.
+    always_reads: Callable[[tuple[str, ...]], Collection[str]] = _always_nothing
     # Whether a row with these columns may pass `looks_right`, which is asked once for all rows with the same columns.
     may_be: Callable[[tuple[str, ...]], object] = bool
     header: tuple[str, ...] | None = None  # columns of a .tsv, for a format without a header line

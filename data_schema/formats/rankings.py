@@ -105,9 +105,7 @@ def qa_feedback(row: Row) -> Ranking:
 def is_reward_bench_2(row: Row) -> bool:
     if not isinstance(row["chosen"], list) or not isinstance(row["rejected"], list):
         return False
-    return all(
-        row[column] and all(isinstance(text, str) for text in row[column]) for column in ("chosen", "rejected")
-    )
+    return all(row[column] and all(isinstance(text, str) for text in row[column]) for column in ("chosen", "rejected"))
 
 
 def reward_bench_2(row: Row) -> Ranking:

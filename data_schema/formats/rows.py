@@ -6,8 +6,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from data_schema.errors import DataError
-from data_schema.formats.general.columns import histories, named, unpacked
-from data_schema.formats.meaning import HISTORIES, is_empty, meanings, plain, refusal
+from data_schema.formats.general.columns import histories
+from data_schema.formats.general.refusals import refusal
+from data_schema.formats.general.turns import unpacked
+from data_schema.formats.meaning import HISTORIES, is_empty, meanings, named, plain
 from data_schema.formats.parts import Format, NumberedRows, Row
 from data_schema.formats.ranking_parts import GATHERED, gathered, system_columns
 from data_schema.formats.table import FORMATS
@@ -73,9 +75,7 @@ def _checks(name: str, kind: type, detected: bool) -> Callable[[tuple[str, ...]]
         checks = Checks(
             missing=min(form.columns.difference(columns), default=None),
             others=tuple(
-                other
-                for other in before
-                if FORMATS[other].columns.issubset(columns) and FORMATS[other].may_be(columns)
+                other for other in before if FORMATS[other].columns.issubset(columns) and FORMATS[other].may_be(columns)
             ),
             may_leave_out=not own and not document and _may_ask(columns, _perhaps_unread(columns, name)),
             may_refuse=not own and any(map(_may_refuse, _perhaps_unread(columns, name))),
@@ -149,14 +149,14 @@ def _other_format(row: Row, name: str, others: tuple[str, ...]) -> DataError | N
 
 def _read(row: Row, form: Format) -> frozenset[str]:
     """The columns of the row that the format reads, its system prompt included."""
-    read = {*form.columns, *form.optional, *form.reads(row), *system_columns(tuple(row))}
+    read = {*form.columns, *form.always_reads(tuple(row)), *form.reads(row), *system_columns(tuple(row))}
     return frozenset(read | set(histories(tuple(row))) if "history" in read else read)
 
 
 @lru_cache(maxsize=1024)
 def _perhaps_unread(columns: tuple[str, ...], name: str) -> tuple[str, ...]:
     """The columns that the format may not read, depending on the row."""
-    read = {*FORMATS[name].columns, *FORMATS[name].optional, *system_columns(columns)}
+    read = {*FORMATS[name].columns, *FORMATS[name].always_reads(columns), *system_columns(columns)}
     if "history" in read:
         read.update(histories(columns))
     return tuple(column for column in columns if column not in read)

@@ -14,7 +14,7 @@ from data_schema.formats import alpaca, dialogues, instructions, preference, ran
 from data_schema.formats.comparisons import COMPARISON_FORMATS, GENERAL_COMPARISONS
 from data_schema.formats.dialogues import DIALOGUE_FORMATS
 from data_schema.formats.general import single
-from data_schema.formats.general.choices import read_by_choice
+from data_schema.formats.general.choices import always_read_by_choice, read_by_choice
 from data_schema.formats.general.columns import history_of, question_columns, turn_columns
 from data_schema.formats.general.framed import framed
 from data_schema.formats.general.transcripts import answer_after
@@ -156,7 +156,7 @@ PUBLISHED: dict[str, Format] = {
         frozenset({"instruction", "chosen", "rejected"}),
         _is_text_pair,
         {Comparison: alpaca.alpaca_preference, Demonstration: alpaca.alpaca_chosen, Prompt: alpaca.alpaca_prompt},
-        optional=alpaca.ALPACA_OPTIONAL | {"output", "margin"},
+        always_reads=lambda columns: (*alpaca.ALPACA_OPTIONAL, "output", "margin"),
         judges=True,
     ),
     "preference": Format(
@@ -164,6 +164,7 @@ PUBLISHED: dict[str, Format] = {
         lambda row: row["prompt"] is not None,
         PREFERENCE_READERS,
         reads=read_by_choice,
+        always_reads=always_read_by_choice,
         judges=True,
     ),
     "preference_implicit": Format(
@@ -171,13 +172,14 @@ PUBLISHED: dict[str, Format] = {
         lambda row: isinstance(row["chosen"], list) and not question_columns(row),
         PREFERENCE_READERS,
         reads=read_by_choice,
+        always_reads=always_read_by_choice,
         judges=True,
     ),
     "ranked": Format(
         frozenset({"prompt", "responses", "ranks"}),
         _any,
         {Comparison: rankings.ranked_comparison, Prompt: rankings.ranked_prompt},
-        optional=frozenset({"margin", "labeler", "group"}),
+        always_reads=lambda columns: ("margin", "labeler", "group"),
         judges=True,
     ),
     **GENERAL_COMPARISONS,
@@ -192,14 +194,14 @@ PUBLISHED: dict[str, Format] = {
         frozenset({"instruction", "output"}),
         lambda row: isinstance(row["output"], list),
         readers(alpaca.alpaca_ranking),
-        optional=alpaca.ALPACA_OPTIONAL,
+        always_reads=lambda columns: alpaca.ALPACA_OPTIONAL,
         judges=True,
     ),
     "alpaca": Format(
         frozenset({"instruction", "output"}),
         _any,
         alpaca.instruction_readers("input", "output"),
-        optional=alpaca.ALPACA_OPTIONAL,
+        always_reads=lambda columns: alpaca.ALPACA_OPTIONAL,
     ),
     **INSTRUCTION_FORMATS,
     "prompt_completion": Format(
@@ -209,10 +211,10 @@ PUBLISHED: dict[str, Format] = {
         frozenset({"prompt", "response"}),
         _any,
         instructions.pair_readers("prompt", "response"),
-        optional=instructions.HISTORY,
+        always_reads=instructions.reads_history,
     ),
     "pair": Format(frozenset(), single.is_pair, single.PAIR_READERS, reads=single.read_by_single),
-    "prompt": Format(frozenset({"prompt"}), _any, {Prompt: prompt_only}, optional=instructions.HISTORY),
+    "prompt": Format(frozenset({"prompt"}), _any, {Prompt: prompt_only}, always_reads=instructions.reads_history),
     "question": Format(frozenset(), single.is_question, single.QUESTION_READERS, reads=single.read_by_question),
     "alpaca_text": Format(
         frozenset({"text"}),

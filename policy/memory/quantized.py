@@ -62,8 +62,8 @@ def import_bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise ModelError(
-            "sft.quantization needs the library bitsandbytes, which is not installed: pip install 'triptych[qlora]', "
-            "or remove sft.quantization"
+            "sft.quantization needs the library bitsandbytes, which is not installed: run pip install -e '.[qlora]' "
+            "in triptych's folder, or remove sft.quantization"
         ) from error
     return bitsandbytes
 

@@ -5,17 +5,10 @@ from functools import lru_cache
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.formats.general.columns import (
-    TEXT_KEYS,
-    filled,
-    named,
-    parse_turns,
-    question_columns,
-    question_of,
-    turns_column,
-)
+from data_schema.formats.general.columns import only_question, question_columns, question_of, turns_column
 from data_schema.formats.general.transcripts import answer_after, spoken_in
-from data_schema.formats.meaning import is_empty, meanings, number, plain
+from data_schema.formats.general.turns import TEXT_KEYS, parse_turns
+from data_schema.formats.meaning import filled, is_empty, meanings, named, number, plain
 from data_schema.formats.parts import Drop, Row, rest
 from data_schema.formats.ranking_parts import Ranking, why_unusable
 from data_schema.records import Message, describe
@@ -267,5 +260,10 @@ def scored(row: Row) -> Ranking | Drop:
 
 
 def read_by_choice(row: Row) -> tuple[str, ...]:
-    ratings = _rating_columns(tuple(row)) or ("metadata",)
-    return (*used_by_prompt(row), *(find_choice(tuple(row)) or ()), *ratings, *filled(row, MARGINS), "messages")
+    return used_by_prompt(row)
+
+
+def always_read_by_choice(columns: tuple[str, ...]) -> tuple[str, ...]:
+    ratings = _rating_columns(columns) or ("metadata",)
+    question = only_question(columns) or "prompt"
+    return (*(find_choice(columns) or ()), *ratings, *_margin_columns(columns), question, "messages", "history")

@@ -6,18 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from data_schema.errors import DataError
-from data_schema.formats.general.columns import (
-    check_beside,
-    filled,
-    is_turns,
-    parse_turns,
-    question_columns,
-    question_of,
-    turns_column,
-)
+from data_schema.formats.general.columns import check_beside, question_columns, question_of, turns_column
 from data_schema.formats.general.transcripts import answer_after
+from data_schema.formats.general.turns import is_turns, parse_turns
 from data_schema.formats.general.verdicts import Duel, find_duel, judged, judging_columns, safety, verdict
-from data_schema.formats.meaning import number
+from data_schema.formats.meaning import filled, number
 from data_schema.formats.parts import Drop, Row, rest
 from data_schema.formats.ranking_parts import FIRST, SECOND, Ranking, group_of
 from data_schema.records import Message

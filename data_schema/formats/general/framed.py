@@ -25,8 +25,9 @@ def _framed(reader: Reader) -> Reader:
         else:
             system, bare = None, row
         outcome = reader(bare, origin)
-        found = [_finished(part, system) for part in (outcome if isinstance(outcome, list) else [outcome])]
-        return found if isinstance(outcome, list) else found[0]
+        if isinstance(outcome, list):
+            return [_finished(part, system) for part in outcome]
+        return _finished(outcome, system)
 
     return read
 

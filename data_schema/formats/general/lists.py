@@ -6,8 +6,8 @@ from typing import Any
 
 from data_schema.errors import DataError
 from data_schema.formats.general.choices import prompt_beside, used_by_prompt
-from data_schema.formats.general.columns import filled, named, question_columns, turns_column
-from data_schema.formats.meaning import is_empty, number, plain, shown, word
+from data_schema.formats.general.columns import question_columns, turns_column
+from data_schema.formats.meaning import filled, is_empty, named, number, plain, shown, word
 from data_schema.formats.parts import Row, rest
 from data_schema.formats.ranking_parts import Ranking
 
@@ -77,9 +77,7 @@ def list_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 def is_listed(row: Row) -> bool:
     return (
-        bool(list_columns(tuple(row)))
-        and bool(question_columns(row) or turns_column(row))
-        and _listed(row) is not None
+        bool(list_columns(tuple(row))) and bool(question_columns(row) or turns_column(row)) and _listed(row) is not None
     )
 
 

@@ -6,20 +6,15 @@ from typing import Any, NamedTuple
 from data_schema.errors import DataError
 from data_schema.formats.general.columns import (
     ANSWERS,
-    TEXT_KEYS,
-    TURNS,
     check_beside,
-    filled,
-    is_turns,
     model_answers,
-    named,
-    parse_turns,
     question_columns,
     question_of,
     turns_column,
 )
 from data_schema.formats.general.transcripts import answer_after, spoken_in, style_of
-from data_schema.formats.meaning import is_empty, meanings, plain
+from data_schema.formats.general.turns import TEXT_KEYS, TURNS, is_turns, parse_turns
+from data_schema.formats.meaning import filled, is_empty, meanings, named, plain
 from data_schema.formats.parts import Drop, Origin, Outcome, Reader, Row, rest, text_of
 from data_schema.formats.ranking_parts import GATHERED
 from data_schema.messages import check_learned, check_text

@@ -70,8 +70,11 @@ _SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*(.*)", re.S)
 
 def bare_answer(text: str) -> str:
     """An answer without the end marks of chat markup behind it; unchanged if it has none."""
-    bare = text if text[-1:].isalnum() else text.rstrip()
-    if not bare.endswith(">") or not bare.endswith(END_MARKS):
+    last = text[-1:]
+    if last != ">" and not last.isspace():
+        return text
+    bare = text.rstrip()
+    if not bare.endswith(END_MARKS):
         return text
     while (mark := next((mark for mark in END_MARKS if bare.endswith(mark)), None)) is not None:
         bare = bare.removesuffix(mark).rstrip()
