@@ -117,14 +117,14 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
         if not isinstance(item, dict):
             raise DataError(f"'{name}[{i}]' must be an object, found {describe(item)}", field=name)
         if item.keys() == USUAL_KEYS and item["role"] in ROLES and isinstance(item["content"], str):
-            role, content, learned = item["role"], item["content"], True
+            learned, role, content = True, item["role"], item["content"]
         else:
             role, content = _role_and_content(item, f"{name}[{i}]", name)
             learned = role != "assistant" or is_learned(item, f"{name}[{i}]")
         if role == "system" and is_empty(content):
             continue  # no system prompt
         try:
-            messages.append(Message(role, content, learned))  # type: ignore[arg-type]  # Message checks it
+            messages.append(Message(role, content, learned))
         except DataError as error:
             reason = f"a message of '{name}': {error.reason}"
             raise DataError(f"'{name}[{i}]': {error}", field=f"{name}[{i}].{error.field}", reason=reason) from None
@@ -134,7 +134,8 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
 USUAL_KEYS = {"role", "content"}
 
 
-def _role_and_content(item: Mapping[str, Any], place: str, name: str) -> tuple[object, object]:
+def _role_and_content(item: Mapping[str, Any], place: str, name: str) -> tuple[Any, Any]:
+    """Of a message with other keys, an unusual role or parts. Raises DataError for one that cannot be read."""
     if isinstance(item.get("role"), str) and item["role"].lower() in TOOL_ROLES:
         raise DataError(
             f"'{place}' has the role {item['role']}; tool calls are not supported, remove the row", field=name

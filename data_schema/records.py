@@ -186,7 +186,7 @@ def to_dict(record: Record) -> dict[str, Any]:
 
 
 @cache
-def _names_of_fields(kind: type[Record]) -> tuple[str, ...]:
+def _names_of_fields(kind: Any) -> tuple[str, ...]:
     return tuple(f.name for f in fields(kind))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,7 +96,7 @@ def load_scalar(source: str | Path, config: PreTrainedConfig, with_head: bool) -
         check_all_is_loaded(loading, source, with_head)
         model: PreTrainedModel = found
         return model
-    return _load_own(kind, source, config)
+    return _load_own(kind, source, with_head, config)
 
 
 def check_all_is_loaded(loading: Mapping[str, Any], source: str | Path, with_head: bool) -> None:
@@ -118,24 +118,43 @@ def check_all_is_loaded(loading: Mapping[str, Any], source: str | Path, with_hea
     check_all_is_used(loading["unexpected_keys"], source)
 
 
-def _load_own(kind: Any, source: str | Path, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+def _load_own(
+    kind: Any, source: str | Path, with_head: bool, config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
     """Weights of the body are loaded by the language model's class, which may rename them."""
-    language_model = AutoModelForCausalLM.from_pretrained(
-        source, config=config, dtype=torch.float32, trust_remote_code=False
+    language_model, loading = AutoModelForCausalLM.from_pretrained(
+        source, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
-    config = language_model.config
-    config.num_labels = 1
+    body = body_of(language_model)
+    of_body = {id(weight) for weight in body.parameters()}
+    missing = [
+        name
+        for name, weight in language_model.named_parameters()
+        if name in loading["missing_keys"] and id(weight) in of_body  # the output embedding is not needed
+    ]
+    language_model.config.num_labels = 1
     with torch.device("meta"):
-        model: PreTrainedModel = kind._from_config(config)
-    setattr(model, kind.base_model_prefix, body_of(language_model))
+        model: PreTrainedModel = kind._from_config(language_model.config)
+    setattr(model, kind.base_model_prefix, body)
     head = model.score.to_empty(device=language_model.device)
     torch.nn.init.zeros_(head.weight)
-    for file in sorted(Path(source).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            if "score.weight" in tensors.keys():  # noqa: SIM118  # it is no mapping
-                with torch.no_grad():
-                    head.weight.copy_(tensors.get_tensor("score.weight"))
+    heads = [found for file in sorted(Path(source).glob("*.safetensors")) for found in _heads_in(file)]
+    if missing or (with_head and not heads):
+        what = "reward model" if with_head else "language model"
+        lacking = ", ".join(sorted(missing)[:3]) or "score.weight"
+        raise ModelError(
+            f"'{source}' lacks weights of a {what}: {lacking}; give the directory of a {what} with all of its weights."
+        )
+    if heads:
+        with torch.no_grad():
+            head.weight.copy_(heads[0])
     return model.eval()
+
+
+def _heads_in(file: Path) -> Iterator[Tensor]:
+    with safe_open(file, "pt") as tensors:
+        if "score.weight" in tensors.keys():  # noqa: SIM118  # it is no mapping
+            yield tensors.get_tensor("score.weight")
 
 
 @torch.no_grad()
@@ -146,10 +165,10 @@ def _loads_the_body(kind: Any, config: PreTrainedConfig) -> bool:
         twin = tiny_twin(config)
         with TemporaryDirectory() as folder:
             twin.save_pretrained(f"{folder}/language_model")
-            first = _load_own(kind, f"{folder}/language_model")
+            first = _load_own(kind, f"{folder}/language_model", with_head=False)
             first.score.weight.copy_(torch.linspace(-1, 2, first.score.in_features)[None])
             first.save_pretrained(f"{folder}/scalar_model")
-            again = _load_own(kind, f"{folder}/scalar_model")
+            again = _load_own(kind, f"{folder}/scalar_model", with_head=True)
             score = first.score(states(twin, ids)[:, -1])
             return all(torch.allclose(each(input_ids=ids).logits, score, atol=1e-4) for each in (first, again))
     except Exception:  # as above

@@ -107,6 +107,17 @@ def test_a_pad_token_of_the_recipe_mends_the_tokenizer(tmp_path: Path, small_bas
     check(tmp_path, base_with(tokenizer, small_base, tmp_path / "base"), sft__pad_token="<|pad|>")
 
 
+@pytest.mark.parametrize(("template", "lines"), [("plain", 1), ("tokenizer", 0), ("quickstart", 0)])
+def test_a_template_that_replaces_the_model_s_own_is_a_warning(
+    tmp_path: Path, small_base: Path, caplog: pytest.LogCaptureFixture, template: str, lines: int
+) -> None:
+    base = base_with(quickstart_tokenizer(), small_base, tmp_path / "base")  # whose template is the quickstart's
+    check(tmp_path, base, only="sft", sft__template=template)
+    found = [line for line in caplog.messages if "replaces the chat template" in line]
+    assert len(found) == lines
+    assert not lines or found[0].startswith("sft.template 'plain' replaces the chat template of ")
+
+
 def test_tokens_without_an_embedding_are_a_warning(
     tmp_path: Path, small_base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, CohereConfig
 
 from policy.encoding import pad
 from policy.errors import ModelError
 from policy.language_model import LanguageModel, save_checkpoint
+from policy.reading.twin import tiny_twin
 from policy.sampling.rollout import Rollout, as_rollout
 from reward import classes
 from reward.normalisation import RewardNormalisation
@@ -154,3 +156,19 @@ def test_a_class_is_tried_on_real_tensors_even_while_a_model_is_built_without_an
     classes._classes.pop(CohereConfig, None)
     with torch.device("meta"):
         assert classes.scalar_class(CohereConfig()).__name__ == "CohereForSequenceClassification"
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"), [("score.weight", "score.weight"), ("model.norm.weight", "model.norm.weight")]
+)
+def test_a_class_made_here_refuses_a_reward_model_that_lacks_weights(tmp_path: Path, name: str, lacks: str) -> None:
+    twin = tiny_twin(CohereConfig())
+    twin.save_pretrained(tmp_path / "base")
+    model = classes.load_scalar(tmp_path / "base", twin.config, with_head=False)
+    model.save_pretrained(tmp_path / "reward")
+    assert classes.load_scalar(tmp_path / "reward", model.config, with_head=True).score.weight.abs().sum() == 0
+    weights = load_file(tmp_path / "reward" / "model.safetensors")
+    del weights[name]
+    save_file(weights, tmp_path / "reward" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"lacks weights of a reward model: {name}"):
+        classes.load_scalar(tmp_path / "reward", model.config, with_head=True)

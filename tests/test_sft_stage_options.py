@@ -335,7 +335,7 @@ def test_without_the_library_a_4_bit_base_is_refused_with_the_cure(
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModelError, match=r"bitsandbytes, which is not installed: pip install 'triptych\[qlora\]'"):
+    with pytest.raises(ModelError, match=r"bitsandbytes, which is not installed: run pip install -e '.\[qlora\]'"):
         train(chain, tmp_path, lora=LoraConfig(rank=4), quantization="nf4")
 
 

@@ -148,7 +148,13 @@ def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
     check_vocabulary(config.base_model, described, tokenizer, rows)
     if config.pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": config.pad_token})
+    own_template = tokenizer.chat_template
     (set_seq2seq_template if pairs else set_template)(tokenizer, config.template)
+    if own_template not in (None, tokenizer.chat_template):
+        rows.warn(
+            f"sft.template '{config.template}' replaces the chat template of '{config.base_model}'; set it to tokenizer "
+            "to keep the model's own"
+        )
     if pairs:
         for finding in special_token_findings(tokenizer):
             rows.take("sft", finding)
