@@ -7,7 +7,6 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
 from typing import Any, TypeVar, cast
 
 from data_schema.errors import DataError, did_you_mean
@@ -148,6 +147,7 @@ KIND_NAMES: dict[type, str] = {
     Prompt: "prompts",
     Document: "documents",
 }
+FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in KIND_NAMES}
 
 
 def prompt_messages(record: Demonstration | Comparison | Prompt) -> tuple[Message, ...]:
@@ -170,7 +170,7 @@ def prompt_text(record: Record) -> str:
 def to_dict(record: Record) -> dict[str, Any]:
     """The record as plain JSON values, without empty optional fields."""
     out: dict[str, Any] = {}
-    for name in _names_of_fields(type(record)):
+    for name in FIELDS[type(record)]:
         value = getattr(record, name)
         if value is None or (name == "meta" and not value):
             continue
@@ -183,11 +183,6 @@ def to_dict(record: Record) -> dict[str, Any]:
             ]
         out[name] = list(value) if isinstance(value, tuple) else value
     return out
-
-
-@cache
-def _names_of_fields(kind: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
 
 
 def from_dict(kind: type[R], row: Mapping[str, Any]) -> R:

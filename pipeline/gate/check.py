@@ -152,8 +152,8 @@ def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
     (set_seq2seq_template if pairs else set_template)(tokenizer, config.template)
     if own_template not in (None, tokenizer.chat_template):
         rows.warn(
-            f"sft.template '{config.template}' replaces the chat template of '{config.base_model}'; set it to tokenizer "
-            "to keep the model's own"
+            f"sft.template '{config.template}' replaces the chat template of '{config.base_model}'; tokenizer "
+            "keeps the model's own"
         )
     if pairs:
         for finding in special_token_findings(tokenizer):
