@@ -92,7 +92,7 @@ def test_every_command_at_the_end_of_a_run_works_as_it_is_printed(
     calls = [shlex.split(line, comments=True) for line in lines[lines.index("Next:") + 1 :]][:4]
     assert [call[1] for call in calls] == ["chat", "curves", "replay", "judge"]
     assert calls[2][-4:] == ["--step", "2", "--root", str(copy_of_chain)]
-    for call in calls[1:3]:
+    for call in calls[1:]:
         assert main(call[1:]) == 0
     assert subprocess.run([calls[0][0], "--help"], capture_output=True).returncode == 0
 
@@ -122,6 +122,14 @@ def test_a_reward_model_without_held_out_pairs_is_mentioned() -> None:
     assert accuracy_line({"pair_accuracy": None, "n": 0}).startswith("Reward model: no held-out pairs")
     numbers: dict[str, Any] = {"pair_accuracy": 0.5, "pair_accuracy_low": 0.4, "pair_accuracy_high": 0.6, "n": 51}
     assert "50.0% of 51 held-out pairs" in accuracy_line({**numbers, "longer_wins_accuracy": 0.25})
+
+
+def test_a_reward_model_without_held_out_pairs_is_judged_on_a_file(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_next_steps({**chain.summary, "reward_model": {}}, chain.root)
+    [call] = [line for line in capsys.readouterr().out.splitlines() if " judge " in line]
+    assert "judge small/reward_model --data FILE --root" in call
 
 
 def test_a_reward_model_that_nothing_uses_is_left_out(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:

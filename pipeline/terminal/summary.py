@@ -137,7 +137,8 @@ def print_next_steps(summary: Mapping[str, Any], root: Root) -> None:
         last = int(iterations[-1].stem)
         steps.append((f"replay {names['ppo']} --step {last}", "the last iteration, token by token"))
     if "reward_model" in names:
-        steps.append((f"judge {names['reward_model']}", "how far the reward model can be trusted"))
+        pairs = "" if summary.get("reward_model", {}).get("n") else " --data FILE"  # none were held out
+        steps.append((f"judge {names['reward_model']}{pairs}", "how far the reward model can be trusted"))
     if steps:
         elsewhere = "" if root == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
         calls = [f"{program()} {words}{elsewhere}" for words, _ in steps]

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from policy.errors import ModelError
 from policy.precision import autocast
 from policy.reading.body import call
-from policy.reading.trials import ANY, LONG, SHORT, Reading, try_readings
+from policy.reading.trials import ANY, LONG, SHORT, Reading, one_thread, try_readings
 from policy.reading.twin import tiny_twin
 
 logger = logging.getLogger("triptych.model")
@@ -141,11 +141,10 @@ def readings_of_config(config: PreTrainedConfig, device: torch.device | None = N
 
 def _tried(model: PreTrainedModel) -> tuple[Reading, Reading]:
     """(for short texts, for long ones), tried on this model."""
-    was_training, threads = model.training, torch.get_num_threads()
-    torch.set_num_threads(1)  # work this small only waits for a second thread
+    was_training = model.training
     try:
         # Autocast's rounding would hide a difference.
-        with torch.no_grad(), autocast(model.device, enabled=False):
+        with torch.no_grad(), autocast(model.device, enabled=False), one_thread():
             beyond = try_readings(model.eval(), *LONG)
             within = beyond if beyond._replace(logits="head") == FAST else try_readings(model, *SHORT)
             if "refused" in (within.rows, within.cache):
@@ -155,7 +154,6 @@ def _tried(model: PreTrainedModel) -> tuple[Reading, Reading]:
                 )
     finally:
         model.train(was_training)
-        torch.set_num_threads(threads)
     return within, beyond
 
 

@@ -43,8 +43,8 @@ def check_picture(path: Path, labels: Sequence[str]) -> None:
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"a picture needs {error.name}, which is not installed: in triptych's clone run pip install -e '.[report]', "
-            "or leave out --out to see the curves in the terminal"
+            f"a picture needs {error.name}, which is not installed: run pip install -e '.[report]' in triptych's folder"
+            "; without --out the curves are shown in the terminal"
         ) from None
 
 
