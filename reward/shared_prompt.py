@@ -122,8 +122,8 @@ def can_share_prompt(model: PreTrainedModel, longest: int) -> bool:
     answer)."""
     try:
         return longest <= longest_shared(model.config, model.device)
-    except ValueError:  # no twin can be built
-        return longest <= _tried(model)
+    except ValueError:  # no twin can be built, and the model's own window is too long for a trial
+        return longest <= min(_tried(model), reach_of(model.config) or ANY)
 
 
 def longest_shared(config: PreTrainedConfig, device: torch.device | None = None) -> int:

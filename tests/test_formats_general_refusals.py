@@ -82,6 +82,10 @@ READ: dict[str, tuple[Row, str]] = {
         {"instruction": "Sum it up.", "context": "Tin.", "output": GOOD},
         "Sum it up.\n\nTin.",
     ),
+    "a context that the instruction repeats": (
+        {"instruction": f"Tin. {ASKED}", "context": "Tin.", "output": GOOD},
+        f"Tin. {ASKED}",
+    ),
     "the answer of one model": ({"question": ASKED, "claude_answer": GOOD}, ASKED),
     "a rewritten question": (PAIR | {"orig_question": "Metal?", "orig_answer": "Tin"}, ASKED),
     "a context that is answered": ({"Context": ASKED, "Response": GOOD}, ASKED),

@@ -166,7 +166,7 @@ def test_evaluation_prompts_that_are_trained_on_are_found_before_training(
     some = prompts(tmp_path / "some.jsonl", *trained[:5], *numbered(20, "sort these words :"))
     check(tmp_path, small_base, ppo__prompts=same, evaluate__prompts=some)
     [line] = [line for line in caplog.messages if "also trained on" in line]
-    assert line.startswith("evaluate.prompts: 5 are also trained on and will be left out of 25 (some:1)")
+    assert line.startswith("warning: evaluate.prompts: 5 are also trained on and will be left out of 25 (some:1)")
 
 
 def test_evaluation_prompts_of_published_stages_are_compared_too(chain: Chain, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from policy.reading.trials import Reading
 from policy.reading.twin import tiny_twin
 from policy.reading.ways import reading_of, readings_of_config, slower_ways
 from policy.sampling.rollout import as_rollout, collect_rollout, response_logprobs
+from reward.shared_prompt import can_share_prompt
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -174,6 +175,24 @@ def test_a_window_does_not_slow_down_what_is_exact_with_it() -> None:
 def test_a_model_that_reads_both_ways_is_refused() -> None:
     with pytest.raises(ModelError, match="both directions, as encoders such as BERT do"):
         readings_of_config(BertConfig(**SHAPE))
+
+
+def test_a_model_without_a_twin_is_tried_itself_and_beyond_its_window_takes_no_short_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cannot(config: PreTrainedConfig) -> PreTrainedModel:
+        raise ValueError("no tiny one")
+
+    monkeypatch.setattr("policy.reading.ways.tiny_twin", cannot)
+    monkeypatch.setattr("reward.shared_prompt.tiny_twin", cannot)
+    windowed, plain = (
+        spread(MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=window, max_position_embeddings=77))
+        for window in (40, None)
+    )
+    assert reading_of(windowed, longest=40) == Reading() == reading_of(plain)
+    assert reading_of(windowed, longest=41) == Reading(rows="equal", cache="none", prefix=False)
+    assert can_share_prompt(plain, longest=1000)
+    assert can_share_prompt(windowed, longest=40) and not can_share_prompt(windowed, longest=41)
 
 
 def test_trials_leave_the_random_state_and_the_mode_alone() -> None:

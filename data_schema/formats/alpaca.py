@@ -18,7 +18,8 @@ from data_schema.records import Comparison, Demonstration, Message, Prompt, chec
 def alpaca_turns(row: Row, context_column: str = "input") -> tuple[Message, ...]:
     """The conversation up to the question. Raises DataError for a missing, empty or wrongly typed column."""
     instruction = text_of(row, "instruction")
-    if context_column == "input" and isinstance(row.get("context"), str) and row["context"].strip():
+    beside = row.get("context") if context_column == "input" else None
+    if isinstance(beside, str) and beside.strip() and beside.strip() not in instruction:
         if row.get("input"):
             raise DataError("'input' and 'context' both have content; put one into the instruction", field="context")
         context_column = "context"

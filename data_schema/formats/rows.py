@@ -100,7 +100,7 @@ def _may_refuse(column: str) -> bool:
 
 
 def _question_left_out(row: Row, form: Format) -> DataError | None:
-    """An error if a text beside the question that is read belongs to it, by its name, and is not read."""
+    """An error if a text next to the question that is read belongs to it, by its name, and is not read."""
     columns = tuple(row)
     read = _read(row, form)
     asked = [row[column] for column in named(columns, QUESTIONS) if column in read and isinstance(row[column], str)]

@@ -233,7 +233,7 @@ def check_text(view: View, sources: Sequence[Source]) -> None:
 
 
 def fit(view: View, setting: str, lengths: Sequence[int], answer: int, limit: str | None) -> None:
-    """Raise ConfigError if a row with an answer of so many tokens needs more positions than the model has. `limit` is
+    """Raise ConfigError if a row with an answer of that many tokens needs more positions than the model has. `limit` is
     the setting that would drop such rows."""
     most = view.answers if answer else view.positions
     room = most - answer

@@ -269,7 +269,7 @@ def _shrink_token_ids(config: PreTrainedConfig) -> None:
 
 @torch.no_grad()
 def _draw_weights(model: PreTrainedModel) -> None:
-    """Draw matrices anew with a deviation of about 1/sqrt(inputs), so that every layer matters; move vectors (norms,
+    """Draw new matrices with a deviation of about 1/sqrt(inputs), so that every layer matters; move vectors (norms,
     biases) a little from where the architecture starts them, so that none is without effect."""
     ends = {id(part.weight) for part in _ends(model) if hasattr(part, "weight")}
     for weight in model.parameters():

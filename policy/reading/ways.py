@@ -18,7 +18,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from policy.errors import ModelError
 from policy.precision import autocast
-from policy.reading.body import call
 from policy.reading.trials import ANY, LONG, SHORT, Reading, one_thread, try_readings
 from policy.reading.twin import tiny_twin
 
@@ -44,7 +43,7 @@ def reading_of(model: PreTrainedModel, longest: int = ANY) -> Reading:
 
     Raises ModelError if no way is exact."""
     if model not in _of_model:
-        _of_model[model] = readings_of_config(model.config, model.device) or _tried(model)
+        _of_model[model] = readings_of_config(model.config, model.device) or _tried_itself(model)
         announce(model.config.model_type, _of_model[model])
     within, beyond = _of_model[model]
     reach = reach_of(model.config)
@@ -124,19 +123,22 @@ def readings_of_config(config: PreTrainedConfig, device: torch.device | None = N
     key = architecture_key(config, device)
     if key not in _of_config:
         try:
-            twin = tiny_twin(config).to(device)
-            with torch.no_grad(), autocast(device, enabled=False):
-                call(twin, torch.ones(1, 3, dtype=torch.long, device=device), use_cache=False)
-        except Exception:  # a twin that cannot be built or run says nothing about the model
-            return None
-        try:
-            _of_config[key] = _tried(twin)
+            _of_config[key] = _tried(tiny_twin(config).to(device))
         except ModelError as error:
             _of_config[key] = error
+        except Exception:  # a twin that cannot be built or run says nothing about the model
+            return None
     found = _of_config[key]
     if isinstance(found, ModelError):
         raise ModelError(str(found))
     return found
+
+
+def _tried_itself(model: PreTrainedModel) -> tuple[Reading, Reading]:
+    """The same for a model that has no twin. Its window, if it has one, is too long for a trial, so longer texts are
+    read in the way that needs none."""
+    within, beyond = _tried(model)
+    return within, beyond._replace(rows="equal", cache="none", prefix=False) if reach_of(model.config) else beyond
 
 
 def _tried(model: PreTrainedModel) -> tuple[Reading, Reading]:

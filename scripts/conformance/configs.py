@@ -1,6 +1,6 @@
 """The causal language models of transformers that `scripts/architectures.py` tries, each as a config of usual size.
 
-Beside the default config of each architecture there are variants, because what an architecture computes can depend on
+The default config of an architecture is tried, and variants of it, because what an architecture computes can depend on
 its settings. Scales and caps that are 1 or absent by default are set to values that change the result.
 """
 

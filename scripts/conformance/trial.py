@@ -1,6 +1,6 @@
 """Tries an architecture: builds it tiny, saves it, loads it as a recipe would, and runs all checks.
 
-Texts are longer than the tiny model's window, of unequal length, long beside short; answers end early.
+Texts are longer than the tiny model's window, of unequal length, long next to short; answers end early.
 """
 
 from __future__ import annotations

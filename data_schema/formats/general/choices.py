@@ -189,7 +189,7 @@ def answer_in(
 
 
 def _transcript(text: str, prompt: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
-    """The messages of a whole conversation in one text. An answer may be a dialogue that was asked for, so beside a
+    """The messages of a whole conversation in one text. An answer may be a dialogue that was asked for, so next to a
     prompt the text is a transcript only if it repeats the prompt."""
     if prompt is None:
         return spoken_in(text)

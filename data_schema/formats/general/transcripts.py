@@ -132,7 +132,7 @@ def _turns(text: str, style: str) -> list[tuple[str, str]]:
 
 
 def _label_mark(text: str) -> re.Pattern[str]:
-    """The mark of the text's turns: after an empty line if one stands there, else at the start of a line."""
+    """The mark of the text's turns: after an empty line if one is there, else at the start of a line."""
     first = _FIRST.match(text)
     if _BLANK_LINE.search(text, first.end() if first else 0):
         return _BLANK_LINE
