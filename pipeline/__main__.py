@@ -95,12 +95,18 @@ OTHER_NAMES = {
     "generate": "chat",
     "infer": "chat",
     "plot": "curves",
-    "inspect": "data",
+    "inspect": "data inspect",
+    "doctor": "data inspect",
+    "preprocess": "run RECIPE --dry-run",
+    "resume": "run",
+    "status": "list",
+    "env": "--version",
     "eval": "evaluate",
     "rm-model": "reward-model",
     "reward": "reward-model",
     "version": "--version",
 }
+NO_COMMANDS = ("serve", "export", "push", "upload", "publish", "merge", "deploy", "quantize")  # of a plain model folder
 RECIPE_ENDINGS = (".yaml", ".yml")
 
 
@@ -147,6 +153,11 @@ def unknown_command(word: str) -> Exception:
     if word.startswith("-"):
         near = did_you_mean(word, ("--help", "--version")) or "; options come after the command"
         return ConfigError(f"unknown option {word}{near}")
+    if word in NO_COMMANDS:
+        return ConfigError(
+            f"there is no command '{word}': a checkpoint is a plain model folder, which 'triptych show NAME' prints; "
+            "docs/using_the_model.md shows how to serve, copy and publish it"
+        )
     near = f"; did you mean {OTHER_NAMES[word]}?" if word in OTHER_NAMES else did_you_mean(word, COMMANDS)
     return ConfigError(f"unknown command '{word}'{near or ';'} the commands are: {', '.join(COMMANDS)}")
 

@@ -170,6 +170,7 @@ NONE: dict[str, str] = {
     "save_strategy": "a stage is published when it is finished; sft.checkpoints keeps candidates of SFT",
     "logging_steps": "SFT and reward model log about 100 points, PPO every iteration",
     "logging_first_step": "SFT and reward model log about 100 points, PPO every iteration",
+    "resume": "run the recipe again: finished stages are skipped",
     "resume_from_checkpoint": "run the recipe again: finished stages are skipped",
     "overwrite_output_dir": "nothing is overwritten; --force runs a published stage again",
     "push_to_hub": "publish the checkpoint's folder with 'hf upload'",

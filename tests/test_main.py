@@ -52,6 +52,14 @@ def test_the_version_names_the_code_and_the_libraries(word: str, capsys: pytest.
     assert all(name in shown for name in ("Python 3.", "torch ", "transformers "))
 
 
+def test_a_word_for_what_other_tools_do_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "my_recipe/ppo"]) == 2
+    assert "a plain model folder" in capsys.readouterr().err
+    for word, meant in (("env", "--version"), ("inspect", "data inspect"), ("status", "list"), ("resume", "run")):
+        assert main([word]) == 2
+        assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
 def test_help_without_a_command_is_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help"]) == 0
     shown = capsys.readouterr().out
