@@ -183,7 +183,10 @@ class LastTokenClassifier(GenericForSequenceClassification):
     ) -> SequenceClassifierOutputWithPast:
         """(batch, tokens) ids, padded on the right -> logits (batch, labels) at the last token of each text."""
         model: Any = self
-        real = input_ids != model.config.get_text_config().pad_token_id if attention_mask is None else attention_mask
+        pad_id = getattr(model.config.get_text_config(), "pad_token_id", None)
+        real = attention_mask
+        if real is None:
+            real = torch.ones_like(input_ids) if pad_id is None else input_ids != pad_id
         last = (real.long() * torch.arange(input_ids.shape[1], device=input_ids.device)).argmax(1)
         hidden = states(model, input_ids, attention_mask=attention_mask)
         logits = model.score(hidden[torch.arange(len(hidden), device=hidden.device), last])
