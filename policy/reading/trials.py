@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 
 from policy.encoding import Padded, pad
 from policy.errors import ModelError
-from policy.reading.body import call, head_of, logits_of_states, states
+from policy.reading.body import body_of, call, head_of, logits_of_states, states
 from policy.reading.packing import states_in_rows, states_of_equals
 from policy.sampling.decoder import CachedDecoder, states_after_prompts
 
 EXACT = 1e-4  # rounding error allowed in float32, relative to the largest value
 # Tokens of the trials' texts and of their prompts. A twin's window has 8 tokens, its rope is extended after 12: long
-# texts go beyond both, two of them while they are sampled, and short ones stay within.
-LONG, SHORT = ((21, 12, 16, 4, 21), (13, 4, 13, 3, 12)), ((7, 3, 6, 2, 7), (3, 1, 4, 1, 2))
+# texts go beyond both, one of them while it is sampled, and short ones stay within.
+LONG, SHORT = ((21, 13, 16, 4, 21), (16, 7, 13, 3, 15)), ((7, 3, 6, 2, 7), (3, 1, 4, 1, 2))
 ANY = 2**31  # tokens or texts: no limit
 
 
@@ -61,8 +61,7 @@ def try_readings(model: PreTrainedModel, lengths: Sequence[int], prompts: Sequen
     first, last = size // 10, size - size // 10  # special tokens and placeholders of images are at the ends
     texts = [torch.randint(first, last, (n,), generator=rng).to(device) for n in lengths]
     name = type(model).__name__
-    own = [states(model, text[None])[0] for text in texts]
-    logits = [call(model, text[None], use_cache=False).logits[0] for text in texts]
+    own, logits = zip(*(_own_reading(model, text) for text in texts), strict=True)
     changed = torch.cat([texts[0][:-1], texts[0][:1]])
     if not _same(states(model, changed[None])[0, :-1], own[0][:-1]):
         raise ModelError(
@@ -104,6 +103,19 @@ def try_readings(model: PreTrainedModel, lengths: Sequence[int], prompts: Sequen
     want = [each[n - 1 : -1] for each, n in zip(own, prompts, strict=True)]
     prefix = cache == "padded" and _is_exact(partial(_continued, model, answers), want)
     return Reading(head, rows, cache, prefix)  # type: ignore[arg-type]  # these texts are the literals of Reading
+
+
+def _own_reading(model: PreTrainedModel, text: Tensor) -> tuple[Tensor, Tensor]:
+    """(states, logits) of a text by one forward pass of the model, (tokens, hidden) and (tokens, vocabulary).
+
+    Some models call a part of their body only (OPT); its states are then read in a pass of their own."""
+    kept: list[Tensor] = []
+    hook = body_of(model).register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state))
+    try:
+        logits: Tensor = call(model, text[None], use_cache=False).logits[0]
+    finally:
+        hook.remove()
+    return kept[0][0] if kept else states(model, text[None])[0], logits
 
 
 class Answer(NamedTuple):
