@@ -58,8 +58,9 @@ def run_pipeline(
         print_plan(recipe, plans, to_run, selection)
         check(recipe, plans, to_run, store, dry_run=True, check_model=check_model)
         return {}
-    done = run_stages(recipe, plans, to_run, store, root, check_model)
-    summary = summarise(recipe, done, store)
+    found = check(recipe, plans, to_run, store, check_model=check_model)
+    done = run_stages(recipe, plans, to_run, store, root)
+    summary = summarise(recipe, done, store, found)
     folder = local_root(root) / "pipelines" / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".summary-{os.getpid()}.json"
@@ -74,18 +75,11 @@ def run_pipeline(
 
 
 def run_stages(
-    recipe: Recipe,
-    plans: Sequence[StagePlan],
-    to_run: Collection[str],
-    store: CheckpointStore,
-    root: Root,
-    check_model: bool = False,
+    recipe: Recipe, plans: Sequence[StagePlan], to_run: Collection[str], store: CheckpointStore, root: Root
 ) -> dict[str, dict[str, Any]]:
-    """Run the stages in `to_run` and name the published ones. Returns the summary's rows by stage."""
+    """Run the stages in `to_run`, which `check` has passed, and name the published ones. Returns the summary's rows by
+    stage."""
     done: dict[str, dict[str, Any]] = {}
-    if modules := named_modules(plan.config for plan in plans if plan.stage in to_run):
-        print(f"importing the code that the recipe names: {visible(', '.join(modules))}", flush=True)
-    check(recipe, plans, to_run, store, check_model=check_model)
     for number, plan in enumerate(plans, start=1):
         if plan.stage in to_run:
             check_parents(plan, plans, store)
@@ -112,13 +106,16 @@ def check(
     store: CheckpointStore,
     dry_run: bool = False,
     check_model: bool = False,
-) -> None:
-    """Check models and data of the stages in `to_run`, as `check_stages` does."""
-    if to_run:
-        from pipeline.gate.check import check_stages  # loads transformers
+) -> list[str]:
+    """Check models and data of the stages in `to_run`, as `check_stages` does. Returns its warnings."""
+    if not to_run:
+        return []
+    from pipeline.gate.check import check_stages  # loads transformers
 
-        quiet_libraries()
-        check_stages(plans, to_run, store, recipe.seed, dry_run, check_model)
+    if not dry_run and (modules := named_modules(plan.config for plan in plans if plan.stage in to_run)):
+        print(f"importing the code that the recipe names: {visible(', '.join(modules))}", flush=True)
+    quiet_libraries()
+    return check_stages(plans, to_run, store, recipe.seed, dry_run, check_model)
 
 
 def check_parents(plan: StagePlan, plans: Sequence[StagePlan], store: CheckpointStore) -> None:
@@ -230,9 +227,11 @@ def is_comparison(models: Any) -> bool:
     return named and all(isinstance(model, Mapping) for model in models.values()) and all(map(is_number, numbers))
 
 
-def summarise(recipe: Recipe, done: Mapping[str, Mapping[str, Any]], store: CheckpointStore) -> dict[str, Any]:
+def summarise(
+    recipe: Recipe, done: Mapping[str, Mapping[str, Any]], store: CheckpointStore, checked: Sequence[str] = ()
+) -> dict[str, Any]:
     """The summary of the published stages: what ran, how the models compare, how accurate the reward model is, and what
-    the stages warned about."""
+    the stages warned about, after the warnings of the check before them."""
     summary: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, "stages": dict(done)}
     manifests = {stage: store.manifest(row["key"]) for stage, row in done.items()}
     if "evaluate" in done:
@@ -243,7 +242,9 @@ def summarise(recipe: Recipe, done: Mapping[str, Mapping[str, Any]], store: Chec
         metrics = manifests["reward_model"].metrics
         names = ("pair_accuracy", "pair_accuracy_low", "pair_accuracy_high", "longer_wins_accuracy", "n")
         summary["reward_model"] = {name: metrics[name] for name in names if name in metrics}
-    if warnings := {stage: found for stage, manifest in manifests.items() if (found := warnings_of(manifest))}:
+    warnings = {"before the first stage": list(checked)} if checked else {}
+    warnings |= {stage: found for stage, manifest in manifests.items() if (found := warnings_of(manifest))}
+    if warnings:
         summary["warnings"] = warnings
     return summary
 

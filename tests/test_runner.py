@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from small_recipe import ROOT, STAGES, Chain, store_contents, write_recipe
+from tiny_models import quickstart_tokenizer
 
 from checkpoint_store import CheckpointStore
 from pipeline.plan import Selection
@@ -241,3 +243,17 @@ def test_sigterm_in_the_middle_of_a_stage_leaves_nothing_in_the_store(chain: Cha
     finally:
         process.kill()
     assert store_contents(copy_of_chain) == before
+
+
+def test_what_the_check_before_the_first_stage_warns_of_is_repeated_at_the_end(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(chain.base, tmp_path / "base")
+    quickstart_tokenizer().save_pretrained(base)  # with its template
+    words = ["--sft.base_model", str(base), "--sft.template", "plain"]
+    summary = run(chain, tmp_path / "out", *words, only="sft")
+    [line] = summary["warnings"]["before the first stage"]
+    assert line.startswith("sft.template 'plain' replaces the chat template of")
+    printed = capsys.readouterr().out
+    assert "  before the first stage: sft.template 'plain' replaces" in printed[printed.rindex("Warnings:") :]
+    assert "warnings" not in run(chain, tmp_path / "out", *words, only="sft")  # nothing was to be checked

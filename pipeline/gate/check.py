@@ -16,7 +16,7 @@ from data_schema import DataError
 from data_schema.errors import printable
 from pipeline.architecture import reads_with_encoder
 from pipeline.gate.limits import CHECKS, View
-from pipeline.gate.models import check_adapters, check_reward_text
+from pipeline.gate.models import check_adapters, check_reward_text, check_role
 from pipeline.gate.rows import Rows, TooFew
 from pipeline.inputs import functions
 from pipeline.plan import StagePlan
@@ -49,9 +49,9 @@ def check_stages(
     seed: int,
     dry_run: bool = False,
     check_model: bool = False,
-) -> None:
+) -> list[str]:
     """Raises ConfigError, DataError or ModelError, in one line, for the first error that a stage to run would hit.
-    Warnings are logged at the end, each once. `check_model` also loads the weights of the base model."""
+    Returns the warnings, each once; they are also logged. `check_model` also loads the weights of the base model."""
     rows = Rows(seed, run_code=not dry_run)
     models: dict[str, Model] = {}  # key or directory -> model
     seen: dict[str, set[str]] = {}  # key -> hashes of the prompts that its model is trained on
@@ -70,6 +70,7 @@ def check_stages(
     if rows.not_seen:
         why = "a dry run runs no code and downloads nothing" if dry_run else "not in the local cache"
         logger.info("not checked (%s): %s", why, ", ".join(dict.fromkeys(rows.not_seen)))
+    return rows.warnings
 
 
 def check_rows(plan: StagePlan, view: View) -> set[str]:
@@ -162,22 +163,6 @@ def base_model(plan: StagePlan, rows: Rows, download: bool) -> Model:
         check_tokenizer("sft", tokenizer, rows)
     answers = UNLIMITED if pairs else check_reading(config.base_model, described)
     return Model(config.base_model, tokenizer, positions(described), answers, layers(described), pairs)
-
-
-def check_role(stage: str, role: str, directory: Path) -> None:
-    """Raise ConfigError if a model that is there is not of the kind that the role needs."""
-    from policy.errors import ModelError
-    from policy.kinds import Wanted, check_files, check_kind
-    from policy.language_model import load_config
-
-    if role == "comparisons" or not directory.is_dir():
-        return
-    wanted: Wanted = "language model" if role in ("sft", "ppo") else "reward model"
-    try:
-        check_files(directory, wanted)
-        check_kind(load_config(directory), directory, wanted)
-    except ModelError as error:
-        raise ConfigError(f"{stage}.{role}: {error}") from None
 
 
 def existing_model(plan: StagePlan, role: str, directory: Path, rows: Rows) -> Model:

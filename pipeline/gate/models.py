@@ -52,3 +52,19 @@ def check_adapters(config: Any, source: str) -> None:
         check_targets(model, lora.targets)
     except ModelError as error:
         raise ConfigError(f"{config.section}.{error}") from None
+
+
+def check_role(stage: str, role: str, directory: Path) -> None:
+    """Raise ConfigError if a model that is there is not of the kind that the role needs."""
+    from policy.errors import ModelError
+    from policy.kinds import Wanted, check_files, check_kind
+    from policy.language_model import load_config
+
+    if role == "comparisons" or not directory.is_dir():
+        return
+    wanted: Wanted = "language model" if role in ("sft", "ppo") else "reward model"
+    try:
+        check_files(directory, wanted)
+        check_kind(load_config(directory), directory, wanted)
+    except ModelError as error:
+        raise ConfigError(f"{stage}.{role}: {error}") from None

@@ -24,7 +24,7 @@ from data_schema import DataError
 from pipeline.configs import Recipe
 from pipeline.plan import STAGES, StagePlan, plan_pipeline
 from pipeline.recipe import load_recipe
-from pipeline.runner import run_stages
+from pipeline.runner import check, run_stages
 from pipeline.terminal.arguments import Arguments
 from pipeline.terminal.console import one_line, visible
 from pipeline.terminal.failures import known_failure
@@ -189,7 +189,9 @@ def run_cells(cells: Sequence[Cell], store: CheckpointStore, root: Root) -> list
             print(f"({number}/{len(cells)}) {visible(cell.title)}", flush=True)
         if error is None:
             try:
-                run_stages(cell.recipe, cell.plans, {plan.stage for plan in missing}, store, root)
+                to_run = {plan.stage for plan in missing}
+                check(cell.recipe, cell.plans, to_run, store)
+                run_stages(cell.recipe, cell.plans, to_run, store, root)
             except (ConfigError, DataError, ModelError, StoreError) as problem:
                 error = " ".join(str(problem).split())
             except Exception as problem:  # other cells may still succeed
