@@ -17,7 +17,7 @@ from policy.precision import autocast
 from policy.reading.body import states
 from policy.reading.packing import one_a_row, pack_lengths
 from policy.reading.states import states_of_sequences
-from policy.reading.trials import ANY, EXACT, one_thread
+from policy.reading.trials import ANY, EXACT
 from policy.reading.twin import tiny_twin
 from policy.reading.ways import architecture_key, reach_of, readings_of_config
 from reward.scalar_model import scalars
@@ -146,10 +146,9 @@ def longest_shared(config: PreTrainedConfig, device: torch.device | None = None)
 
 
 def _tried(model: PreTrainedModel) -> int:
-    with one_thread():
-        if _is_exact(model, *LONG):
-            return ANY
-        return WITHIN if _is_exact(model, *SHORT) else 0
+    if _is_exact(model, *LONG):
+        return ANY
+    return WITHIN if _is_exact(model, *SHORT) else 0
 
 
 _longest: dict[str, int] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -37,17 +36,6 @@ class Reading(NamedTuple):
     for every token. refused: a token's probability depends on how long the text becomes."""
     prefix: bool = True
     """Whether several tokens can be read at once after a cached prompt."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Context for work so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def try_readings(model: PreTrainedModel, lengths: Sequence[int], prompts: Sequence[int]) -> Reading:

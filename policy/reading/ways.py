@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from policy.errors import ModelError
 from policy.precision import autocast
-from policy.reading.trials import ANY, LONG, SHORT, Reading, one_thread, try_readings
+from policy.reading.trials import ANY, LONG, SHORT, Reading, try_readings
 from policy.reading.twin import tiny_twin
 
 logger = logging.getLogger("triptych.model")
@@ -146,7 +146,7 @@ def _tried(model: PreTrainedModel) -> tuple[Reading, Reading]:
     was_training = model.training
     try:
         # Autocast's rounding would hide a difference.
-        with torch.no_grad(), autocast(model.device, enabled=False), one_thread():
+        with torch.no_grad(), autocast(model.device, enabled=False):
             beyond = try_readings(model.eval(), *LONG)
             within = beyond if beyond._replace(logits="head") == FAST else try_readings(model, *SHORT)
             if "refused" in (within.rows, within.cache):
