@@ -7,6 +7,7 @@ see the same prompt, id for id. Tokenized as one text, tokens could merge differ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from policy.errors import ModelError
 from policy.special_tokens import cut_after_stop, without_last_stop
 
 BOS = "{{ bos_token }}"
+OWN = tuple(own.chat_template for own in TEMPLATES.values())  # these end on every conversation
 BLANKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE write a blank in a token
 
 
@@ -84,9 +86,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], open
     """Render the conversation as text; `opening` adds the text that opens an answer, `variables` are further names that
     the template can read. Raises RenderError if the template raises anything."""
     rows = [{"role": message.role, "content": message.content} for message in messages]
-    start = " ".join(messages[0].content.split())[:40] if messages else ""
+    limit: AbstractContextManager[None] = nullcontext()
+    if tokenizer.chat_template not in OWN:
+        start = " ".join(messages[0].content[:200].split())[:40] if messages else ""
+        limit = time_limit(f"the chat template, for the conversation that begins with '{start}',")
     try:
-        with time_limit(f"the chat template, for the conversation that begins with '{start}',"):
+        with limit:
             return str(tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=opening, **variables))
     except DataError:
         raise
