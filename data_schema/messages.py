@@ -116,8 +116,9 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
     for i, item in enumerate(check_list(value, name)):
         if not isinstance(item, dict):
             raise DataError(f"'{name}[{i}]' must be an object, found {describe(item)}", field=name)
-        if item.keys() == USUAL_KEYS and item["role"] in ROLES and isinstance(item["content"], str):
-            learned, role, content = True, item["role"], item["content"]
+        if _is_usual(item) and item["role"] in ROLES and isinstance(item["content"], str):
+            role, content = item["role"], item["content"]
+            learned = role != "assistant" or item.get("learned") is not False
         else:
             role, content = _role_and_content(item, f"{name}[{i}]", name)
             learned = role != "assistant" or is_learned(item, f"{name}[{i}]")
@@ -132,6 +133,15 @@ def parse_messages(value: object, name: str) -> tuple[Message, ...]:
 
 
 USUAL_KEYS = {"role", "content"}
+STORED_KEYS = {*USUAL_KEYS, "learned"}  # of a record's table, which has a column for all that a message may have
+
+
+def _is_usual(item: Mapping[str, Any]) -> bool:
+    """Whether a message needs no further questions: it has nothing beyond its text, or what our own records add."""
+    keys = item.keys()
+    return keys == USUAL_KEYS or (
+        keys == STORED_KEYS and (item["learned"] is None or isinstance(item["learned"], bool))
+    )
 
 
 def _role_and_content(item: Mapping[str, Any], place: str, name: str) -> tuple[Any, Any]:
@@ -174,7 +184,7 @@ def check_learned(value: object, name: str) -> None:
         if isinstance(turn, dict) and str(turn.get("role", turn.get("from"))).lower() not in ASKING:
             last = turn
             break
-    if not marks(tuple(last)):
+    if not marks(tuple(last)) or (_is_usual(last) and last.get("learned") is not False):
         return
     if why := unlearned(last):
         raise DataError(f"the last answer of '{name}' is marked as not to be learned: {why}", field=name)

@@ -148,6 +148,10 @@ KIND_NAMES: dict[type, str] = {
     Document: "documents",
 }
 FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in KIND_NAMES}
+REQUIRED = {
+    kind: tuple(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+    for kind in KIND_NAMES
+}
 
 
 def prompt_messages(record: Demonstration | Comparison | Prompt) -> tuple[Message, ...]:
@@ -187,8 +191,7 @@ def to_dict(record: Record) -> dict[str, Any]:
 
 def from_dict(kind: type[R], row: Mapping[str, Any]) -> R:
     """The record that `to_dict` wrote. Raises DataError for unknown or missing keys and for invalid values."""
-    known = [f.name for f in fields(kind)]
-    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    known, required = FIELDS[kind], REQUIRED[kind]
     for key in row:
         if key not in known:
             hint = did_you_mean(key, known)
