@@ -99,8 +99,11 @@ def name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 def stop_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The stop tokens as they are written in a text: EOS and those of the others that no ordinary text contains."""
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
-    return [str(tokenizer.convert_ids_to_tokens(i)) for i in stop_ids(tokenizer) if i in special]
+    stops = stop_ids(tokenizer)
+    if stops != (tokenizer.eos_token_id,):  # the lists of special tokens are made anew at every request
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
+        stops = tuple(i for i in stops if i in special)
+    return [str(tokenizer.convert_ids_to_tokens(i)) for i in stops]
 
 
 def cut_after_stop(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
