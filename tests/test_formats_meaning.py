@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_formats_general import write
 
 from data_schema import Comparison, DataError, Demonstration, Message, Prompt, Records, Source, load
 from data_schema.formats.meaning import meanings, plain, rating_of, shown, verdict_of
@@ -26,13 +26,7 @@ def load_rows(folder: Path, rows: list[Row], kind: Any, ending: str = "jsonl", f
 
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        with path.open("w", newline="", encoding="utf-8") as out:
-            if ending == "csv":
-                writer = csv.DictWriter(out, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-            else:
-                out.writelines(json.dumps(row) + "\n" for row in rows)
+        write(folder, rows, ending)
     return load(Source(str(path), form, on_bad_row="drop"), kind)
 
 

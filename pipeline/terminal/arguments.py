@@ -35,7 +35,7 @@ class Arguments(argparse.ArgumentParser):
         words = "folder for checkpoints and runs, or address of a bucket's folder for checkpoints (default: out)"
         self.add_argument("--root", type=root, default=DEFAULT_ROOT, metavar="DIR", help=words)
 
-    def parse_args(self, words: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+    def parse_args(self, words: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]  # it has overloads
         given = list(sys.argv[1:] if words is None else words)
         for word in given:  # before argparse, which would first report words that are missing
             if word.startswith("--") and word.partition("=")[0] not in self.options():

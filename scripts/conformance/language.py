@@ -172,7 +172,7 @@ def sft_step(loaded: LanguageModel, demonstrations: Sequence[dict[str, Any]]) ->
                 dataset_kwargs={"skip_prepare_dataset": True},
                 report_to=[],
                 use_cpu=True,
-                gradient_checkpointing=None,  # type: ignore[arg-type]
+                gradient_checkpointing=None,  # type: ignore[arg-type]  # TRL's name for it, on by default
                 activation_checkpointing=False,
             ),
             train_dataset=Dataset.from_list(list(demonstrations)),
@@ -205,7 +205,7 @@ def sampling_gap(model: PreTrainedModel, own: PreTrainedModel, answers_each: int
         return tokens
 
     prompts = texts(20, (13, 3, 9, 21, 3, 4), vocabulary(model))
-    torch.multinomial = recording  # type: ignore[assignment]
+    torch.multinomial = recording  # type: ignore[assignment]  # put back below
     try:
         rollout = collect_rollout(
             model,

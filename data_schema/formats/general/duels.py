@@ -90,12 +90,14 @@ def duel(row: Row) -> Ranking | Drop:
     used = [*found.answers]
     if whole is None:
         questions = _asking(row)
-        talk = turns_column(row) if not questions else None
-        if not questions and talk is None:
-            raise DataError(f"the row has no question, only {', '.join(row)}", field="prompt")
-        check_beside(row, [*questions, *([talk] if talk else [])])
-        prompt = question_of(row, questions) if questions else parse_turns(row[talk], str(talk))  # type: ignore[index]
-        used += [*questions, *([talk] if talk else [])]
+        columns = [*questions]
+        if not questions:
+            if (talk := turns_column(row)) is None:
+                raise DataError(f"the row has no question, only {', '.join(row)}", field="prompt")
+            columns = [talk]
+        check_beside(row, columns)
+        prompt = question_of(row, questions) if questions else parse_turns(row[columns[0]], columns[0])
+        used += columns
         answers = [_answer(row, column, questions) for column in found.answers]
     else:
         prompt, answers = whole

@@ -171,10 +171,8 @@ def asked_in(text: str) -> tuple[Message, ...] | None:
     style = style_of(text)
     if style is None:
         return None
-    turns = [turn for turn in _turns(text, style) if turn != ("system", "")]
-    if turns and turns[-1] == ("assistant", ""):
-        turns = turns[:-1]
-    elif not turns or turns[-1][0] != "user" or not (style in STYLES and STYLES[style].closes):
+    turns, is_open = _turns_said(text, style)
+    if not is_open and (not turns or turns[-1][0] != "user" or not (style in STYLES and STYLES[style].closes)):
         raise DataError(
             f"the prompt is a transcript ({style}) that does not end with the mark of the assistant; write it as"
             " messages",
@@ -187,12 +185,14 @@ def spoken_in(text: str) -> tuple[Message, ...] | None:
     """The messages of a whole conversation that is a transcript; None for ordinary text. A place for a further answer
     at its end is left out."""
     style = style_of(text)
-    if style is None:
-        return None
+    return None if style is None else _messages(_turns_said(text, style)[0], style)
+
+
+def _turns_said(text: str, style: str) -> tuple[list[tuple[str, str]], bool]:
+    """(turns without an empty system prompt, whether a place for a further answer was at their end)."""
     turns = [turn for turn in _turns(text, style) if turn != ("system", "")]
-    if turns and turns[-1] == ("assistant", ""):
-        turns = turns[:-1]
-    return _messages(turns, style)
+    is_open = bool(turns) and turns[-1] == ("assistant", "")
+    return turns[: len(turns) - is_open], is_open
 
 
 def answer_after(asked: str, answer: str) -> str:
