@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,13 +21,20 @@ UNLIKE = 0.1  # a row this much shorter, or nearer to the mean, than the usual o
 
 
 def add_lora(
-    model: PreTrainedModel, rank: int, alpha: float, targets: str, task_type: str, token_ids: Sequence[int] = ()
+    model: PreTrainedModel,
+    rank: int,
+    alpha: float,
+    targets: str,
+    task_type: str,
+    token_ids: Sequence[int] = (),
+    within: Collection[str] | None = None,
 ) -> Any:
     """Wrap the model with trainable low-rank adapters (peft's PeftModel); `merged` makes a whole model of it again.
 
     task_type "CAUSAL_LM", or "SEQ_CLS", which also trains the scalar head. `targets`: "all-linear", or names of linear
     layers (or regular expressions of their full names), separated by commas. The rows of `token_ids` in the embedding
-    and the output head are trained too. Raises ModelError if a target fits no layer."""
+    and the output head are trained too. `within`: full names of parameters; only layers with one of them get an
+    adapter. Raises ModelError if a target fits no layer."""
     from peft import LoraConfig, get_peft_model
 
     # Dropout 0: PPO compares log-probabilities of one text before and after a step; dropout would change them.
@@ -34,7 +42,7 @@ def add_lora(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=_target_modules(model, targets),
+        target_modules=_target_modules(model, targets) if within is None else _targets_within(model, targets, within),
         exclude_modules=_special_linear_layers(model) if targets.strip() == ALL_LINEAR else None,
         task_type=task_type,
     )
@@ -59,6 +67,16 @@ def _target_modules(model: PreTrainedModel, targets: str) -> str | list[str]:
     if all(layer == name or layer.endswith(f".{name}") for name, layers in found.items() for layer in layers):
         return list(found)
     return sorted({layer for layers in found.values() for layer in layers})
+
+
+def _targets_within(model: PreTrainedModel, targets: str, within: Collection[str]) -> list[str]:
+    """Full names of the layers that `targets` names and that have a parameter of `within`."""
+    all_linear = targets.strip() == ALL_LINEAR
+    named = linear_layers(model) if all_linear else list(chain.from_iterable(check_targets(model, targets).values()))
+    found = [layer for layer in dict.fromkeys(named) if f"{layer}.weight" in within]
+    if not found:
+        raise ModelError(f"lora.targets '{targets}' names no layer among those that train; set '{ALL_LINEAR}'.")
+    return found
 
 
 def check_targets(model: PreTrainedModel, targets: str) -> dict[str, list[str]]:

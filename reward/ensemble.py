@@ -145,6 +145,11 @@ def write_members(
     (directory / FOLDER / INDEX).write_text(json.dumps({"members": normalisations}, indent=2) + "\n")
 
 
+def has_members(directory: Path) -> bool:
+    """Whether a reward model's checkpoint is an ensemble."""
+    return (directory / FOLDER / INDEX).is_file()
+
+
 def read_members(directory: Path, model: PreTrainedModel) -> list[Member]:
     """Read the further members of a published ensemble, on the model's device; [] for a checkpoint of one reward model.
     Raises ModelError if files are missing or damaged."""

@@ -95,8 +95,9 @@ def response_scores(model: PreTrainedModel, rollout: Rollout, normalised: bool =
 
 
 def scalars(model: PreTrainedModel, hidden: Tensor, normalised: bool) -> Tensor:
-    """(n, hidden) states of the body -> (n,) float32 scores or values."""
+    """(n, hidden) states of the body -> (n,) scores or values, in at least float32."""
     head = scalar_head(model)
     dtype = next((weight.dtype for weight in head.parameters()), hidden.dtype)  # states are bfloat16 under autocast
-    values: Tensor = head(hidden.to(dtype)).squeeze(-1).float()
+    values: Tensor = head(hidden.to(dtype)).squeeze(-1)
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
     return stored_normalisation(model)(values) if normalised else values

@@ -18,3 +18,10 @@ def share_weights(module: M) -> M:
     In-place changes of a tensor (an optimiser step on a shared weight, merging adapters) affect all copies."""
     tensors = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, tensors)
+
+
+def copy_trained(module: M) -> M:
+    """Copy the module with what trains in it; frozen parameters and all buffers of the copy are the same tensors."""
+    frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
+    tensors = {id(tensor): tensor for tensor in chain(frozen, module.buffers())}
+    return copy.deepcopy(module, tensors)

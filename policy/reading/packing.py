@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.reading.body import states
+from policy.reading.trunk import WHOLE, Part, states_of_part
 
 
 class Places(NamedTuple):
@@ -52,28 +52,31 @@ def one_a_row(lengths: Sequence[int]) -> Places:
 
 
 def states_in_rows(
-    model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor, packed: bool
+    model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor, packed: bool, part: Part = WHOLE
 ) -> Tensor:
     """Return (sum of stop - start, hidden): the body's last states at tokens [start, stop) of each sequence, in order.
 
     ids (tokens,) are the concatenated sequences and `lengths` (sequences,) their lengths; start and stop (sequences,)
-    count within each sequence. Rows hold several sequences, or one each with padding on its right."""
+    count within each sequence. Rows hold several sequences, or one each with padding on its right. `part`: the layers
+    that are run; its states below, if any, are (tokens, hidden) like the ids."""
     device = ids.device
     places = (pack_lengths if packed else one_a_row)(lengths.tolist())
     row, column = torch.tensor(places.row, device=device), torch.tensor(places.column, device=device)
-    hidden = _read(model, ids, lengths, row, column, places.n_rows, places.width)
+    hidden = _read(model, ids, lengths, row, column, places.n_rows, places.width, part)
     owner, offset = _tokens(stop - start)
     return hidden[row[owner], column[owner] + start[owner] + offset]
 
 
 def states_of_equals(
-    model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor, at_once: int
+    model: PreTrainedModel, ids: Tensor, lengths: Tensor, start: Tensor, stop: Tensor, at_once: int, part: Part = WHOLE
 ) -> Tensor:
     """As `states_in_rows`, from rows without padding: at most `at_once` sequences of equal length share a pass."""
     sequences = ids.split(lengths.tolist())
+    below = None if part.below is None else part.below.split(lengths.tolist())
     found: list[Tensor] = [ids.new_empty(0)] * len(sequences)
     for group in equal_groups(lengths.tolist(), at_once):
-        hidden = states(model, torch.stack([sequences[i] for i in group]))
+        given = part if below is None else part._replace(below=torch.stack([below[i] for i in group]))
+        hidden = states_of_part(model, torch.stack([sequences[i] for i in group]), given)
         for i, own in zip(group, hidden, strict=True):
             found[i] = own[start[i] : stop[i]]
     return torch.cat(found)
@@ -90,7 +93,14 @@ def equal_groups(lengths: Sequence[int], at_once: int = 2**31) -> list[list[int]
 
 
 def _read(
-    model: PreTrainedModel, ids: Tensor, lengths: Tensor, row: Tensor, column: Tensor, n_rows: int, width: int
+    model: PreTrainedModel,
+    ids: Tensor,
+    lengths: Tensor,
+    row: Tensor,
+    column: Tensor,
+    n_rows: int,
+    width: int,
+    part: Part,
 ) -> Tensor:
     """(n_rows, width, hidden) states of the rows; padding is on the right, with id 0."""
     owner, offset = _tokens(lengths)
@@ -100,7 +110,11 @@ def _read(
     if n_rows < len(lengths):
         positions = torch.zeros_like(laid)
         positions[row[owner], column[owner] + offset] = offset
-    return states(model, laid, position_ids=positions)
+    if part.below is not None:
+        below = part.below.new_zeros(n_rows, width, part.below.shape[1])
+        below[row[owner], column[owner] + offset] = part.below
+        part = part._replace(below=below)
+    return states_of_part(model, laid, part, position_ids=positions)
 
 
 def _tokens(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,22 +74,22 @@ def try_readings(model: PreTrainedModel, lengths: Sequence[int], prompts: Sequen
         own,
     )
     # A rope that grows with the longest text so far is not the same after a longer one.
-    if rows is None or not _is_exact(lambda: [states(model, texts[i][None])[0] for i in (0, 2)], [own[0], own[2]]):
+    if rows is None or not is_exact(lambda: [states(model, texts[i][None])[0] for i in (0, 2)], [own[0], own[2]]):
         rows = "refused"
     answers = [Answer(text, own, n) for text, own, n in zip(texts, logits, prompts, strict=True)]
     same = [Answer(texts[i], logits[i], lengths[0] // 4) for i in (0, 2, 4)]  # of different lengths, prompts of one
     cache = "none"
     cuts = [(i, cut) for i in (0, 2) for cut in (lengths[i] // 2, lengths[i] - 3)]
-    if not _is_exact(partial(_starts, model, texts, cuts), [own[i][:cut] for i, cut in cuts]):
+    if not is_exact(partial(_starts, model, texts, cuts), [own[i][:cut] for i, cut in cuts]):
         cache = "refused"
         if rows in ("packed", "padded"):  # what follows a text changes it, so nothing may
             rows = "equal"
-    elif _is_exact(partial(_decoded, model, answers, True), [answer.drawn_from for answer in answers]):
+    elif is_exact(partial(_decoded, model, answers, True), [answer.drawn_from for answer in answers]):
         cache = "padded"
-    elif _is_exact(partial(_decoded, model, same, False), [answer.drawn_from for answer in same]):
+    elif is_exact(partial(_decoded, model, same, False), [answer.drawn_from for answer in same]):
         cache = "equal"
     want = [each[n - 1 : -1] for each, n in zip(own, prompts, strict=True)]
-    prefix = cache == "padded" and _is_exact(partial(_continued, model, answers), want)
+    prefix = cache == "padded" and is_exact(partial(_continued, model, answers), want)
     return Reading(head, rows, cache, prefix)  # type: ignore[arg-type]  # these texts are the literals of Reading
 
 
@@ -173,10 +173,10 @@ def _own(model: PreTrainedModel, own: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _first_exact(ways: dict[str, Callable[[], Sequence[Tensor]]], want: Sequence[Tensor]) -> str | None:
-    return next((name for name, way in ways.items() if _is_exact(way, want)), None)
+    return next((name for name, way in ways.items() if is_exact(way, want)), None)
 
 
-def _is_exact(way: Callable[[], Sequence[Tensor]], want: Sequence[Tensor]) -> bool:
+def is_exact(way: Callable[[], Sequence[Tensor]], want: Sequence[Tensor]) -> bool:
     """Whether a way of reading gives the wanted tensors; one that fails in any other manner does not."""
     try:
         found = way()

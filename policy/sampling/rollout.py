@@ -19,8 +19,10 @@ from policy.maths.masks import mask_from_lengths
 from policy.memory.heap import give_back_free_memory
 from policy.precision import reads_model
 from policy.reading.body import head_of, logits_of_states
+from policy.reading.kept_states import KeptStates
 from policy.reading.packing import equal_groups
 from policy.reading.states import states_of_sequences
+from policy.reading.trunk import WHOLE, Part, first_layer_of
 from policy.reading.ways import reading_of
 from policy.sampling.generate import sample_responses
 from policy.special_tokens import hidden_ids, mask_ids
@@ -35,6 +37,7 @@ class Rollout(NamedTuple):
     responses: Tensor  # (batch, response) ids
     response_mask: Tensor  # (batch, response) True on real tokens
     ended: Tensor  # (batch,) True if the policy ended the answer with a stop token
+    below: KeptStates | None = None  # the texts' states in a frozen trunk, which models above it go on from
 
     @property
     def lengths(self) -> Tensor:
@@ -51,6 +54,7 @@ class Rollout(NamedTuple):
             self.responses[index, :response_width],
             self.response_mask[index, :response_width],
             self.ended[index],
+            None if self.below is None else self.below.rows(index),
         )
 
 
@@ -61,7 +65,8 @@ def as_rollout(
     prompt_ids, prompt_mask = pad(prompts, pad_id, "left")
     response_ids, response_mask = pad(responses, pad_id, "right")
     ended = torch.ones(len(prompts), dtype=torch.bool)
-    return Rollout(*(part.to(device) for part in (prompt_ids, prompt_mask, response_ids, response_mask, ended)))
+    parts = [part.to(device) for part in (prompt_ids, prompt_mask, response_ids, response_mask, ended)]
+    return Rollout(parts[0], parts[1], parts[2], parts[3], parts[4])
 
 
 def collect_rollout(
@@ -118,9 +123,30 @@ def states_between(model: PreTrainedModel, rollout: Rollout, start: Tensor, stop
 
     Tokens count from the prompt's first real one; start and stop are (batch,). Padding is removed before reading."""
     give_back_free_memory(model.device)
+    ids, lengths = _texts(rollout)
+    part, first = WHOLE, first_layer_of(model)
+    if first is not None and rollout.below is not None and first in rollout.below.flat:
+        part = Part(first, rollout.below.of(first, model.device, model.dtype))
+    return states_of_sequences(model, ids, lengths, start, stop, part=part)
+
+
+def _texts(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """((tokens,) ids of all texts without padding, (batch,) their lengths)."""
     mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
-    ids = torch.cat([rollout.prompts, rollout.responses], dim=1)[mask]
-    return states_of_sequences(model, ids, mask.sum(1), start, stop)
+    return torch.cat([rollout.prompts, rollout.responses], dim=1)[mask], mask.sum(1)
+
+
+@torch.no_grad()
+def read_below(model: PreTrainedModel, rollout: Rollout, rows: Tensor, into: KeptStates) -> None:
+    """Read these rows (n,) of a rollout in the frozen layers of `model`, and keep the states that enter the layers of
+    `into`, which has room for all rows of the rollout."""
+    layers = tuple(sorted(into.flat))
+    ids, lengths = _texts(rollout.rows(rows))
+    part = Part(taps=layers)
+    found = states_of_sequences(model, ids, lengths, torch.zeros_like(lengths), lengths, part=part)
+    kept = into.rows(rows)
+    for layer, states in zip(layers, found.chunk(len(layers), dim=-1), strict=True):
+        kept.put(layer, states)
 
 
 def output_head(model: PreTrainedModel) -> Tensor | Callable[[Tensor], Tensor]:

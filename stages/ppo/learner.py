@@ -13,6 +13,7 @@ from policy.errors import ModelError
 from policy.memory.heap import keep_freed_memory
 from policy.pretraining import GradientBalance
 from stages.optimizer import make_optimizer
+from stages.ppo.experience import Experience
 from stages.ppo.out_of_memory import RowsThatFit, rows_that_fit
 from stages.ppo.record import Optimizers
 from stages.ppo.rewards import model_for_values
@@ -28,13 +29,25 @@ class Learner(NamedTuple):
     balance: GradientBalance | None  # None: the weight is the fixed pretraining_coef
     fits: RowsThatFit
 
+    def with_trunk_states(self, experience: Experience, config: PpoConfig, directory: Path) -> Experience:
+        """Recorded experience with the trunk's states, which records leave out; unchanged without a trunk."""
+        rollout = self.roles.read_trunk(experience.rollout, config, self.fits.trunk, directory)
+        return experience._replace(rollout=rollout)
+
 
 def begin(config: PpoConfig, parents: Mapping[str, Path], seed: int, device: torch.device) -> Learner:
     """Load the models and make their optimisers, as before the first iteration; deterministic given the seed."""
     torch.manual_seed(seed)  # adapters are initialised from the global generator
     values_from = model_for_values(config.rewards, parents)
     roles = load_roles(
-        parents["sft"], values_from, device, config.lora, seed, config.shared_backbone, config.offload_frozen
+        parents["sft"],
+        values_from,
+        device,
+        config.lora,
+        seed,
+        config.shared_backbone,
+        config.offload_frozen,
+        config.trainable_layers,
     )
     return make_learner(roles, config)
 

@@ -58,8 +58,9 @@ class RowsAtOnce:
 
 
 class RowsThatFit(NamedTuple):
-    """Rows at a time in the two phases of PPO that can split their work."""
+    """Rows at a time in the phases of PPO that can split their work."""
 
+    trunk: RowsAtOnce
     reading: RowsAtOnce
     update: RowsAtOnce
 
@@ -79,4 +80,8 @@ def micro_batch(config: PpoConfig) -> int:
 def rows_that_fit(config: PpoConfig) -> RowsThatFit:
     """Rows as the recipe sets them. Reading a rollout needs no gradients, so it takes as many rows as sampling."""
     reading = min(config.sampling.batch_size, config.rollout_batch)
-    return RowsThatFit(RowsAtOnce(reading, "reading the rollout"), RowsAtOnce(micro_batch(config), "the update"))
+    return RowsThatFit(
+        RowsAtOnce(reading, "the frozen layers"),
+        RowsAtOnce(reading, "reading the rollout"),
+        RowsAtOnce(micro_batch(config), "the update"),
+    )

@@ -49,6 +49,7 @@ class Record(NamedTuple):
     text: list[Tensor]  # per optimiser step: pretraining rows (rows, length); none without PPO-ptx
     steps: Steps
     rows_at_once: int  # episodes per forward pass, fewer than the recipe sets if memory ran out
+    rows_in_trunk: int  # episodes per forward pass of the frozen layers
     stopped: str  # why the run stopped in this iteration; "" if it did not
     at_fault: list[int]  # the episodes of the minibatch it stopped in
 
@@ -122,10 +123,9 @@ class Recorder:
         stopped: str = "",
         at_fault: list[int] | None = None,
     ) -> None:
-        rows_at_once = self.fits.update.rows
-        record = Record(
-            experience, kl_coef, self.drawn_orders, self.drawn_text, self.steps, rows_at_once, stopped, at_fault or []
-        )
+        rows = self.fits.update.rows, self.fits.trunk.rows
+        drawn = self.drawn_orders, self.drawn_text
+        record = Record(experience, kl_coef, *drawn, self.steps, *rows, stopped, at_fault or [])
         write_record(record_path(self.run_directory, iteration), record, self.pad_id)
         if not self.keep_all:
             record_path(self.run_directory, iteration - 1).unlink(missing_ok=True)
@@ -161,9 +161,8 @@ def write_record(path: Path, record: Record, pad_id: int) -> None:
         tensors["orders"] = narrow(torch.stack(record.orders))
     if record.text:
         tensors["text"] = narrow(torch.stack(record.text))
-    about = {name: getattr(record, name) for name in ("kl_coef", "steps", "rows_at_once", "stopped", "at_fault")} | {
-        "pad_id": pad_id
-    }
+    told = ("kl_coef", "steps", "rows_at_once", "rows_in_trunk", "stopped", "at_fault")
+    about = {name: getattr(record, name) for name in told} | {"pad_id": pad_id}
     _save(path, tensors, about)
 
 
@@ -191,6 +190,7 @@ def read_record(path: Path, device: torch.device) -> Record:
         [rows.cpu() for rows in tensors.get("text", ())],
         about["steps"],
         about["rows_at_once"],
+        about.get("rows_in_trunk", about["rows_at_once"]),  # earlier records have no frozen layers
         about["stopped"],
         about["at_fault"],
     )

@@ -34,6 +34,7 @@ from stages.judging import load_function
 from stages.ppo.reward_settings import RewardPart, reads_pipelines, reward_role
 from stages.ppo.roles import Roles, check_same_text, text_difference
 from stages.ppo.settings import PpoConfig
+from stages.ppo.trunk import Trunk
 
 
 class LoadedModel(NamedTuple):
@@ -55,11 +56,17 @@ class Reader(NamedTuple):
 
 
 def load_rewards(
-    rewards: Sequence[RewardPart], parents: Mapping[str, Path], reader: Reader, loaded: LoadedModel | None = None
+    rewards: Sequence[RewardPart],
+    parents: Mapping[str, Path],
+    reader: Reader,
+    loaded: LoadedModel | None = None,
+    trunk: Trunk | None = None,
 ) -> list[Part]:
-    """Load the parts in order. Raises ConfigError or ModelError if one is missing or encodes text differently."""
+    """Load the parts in order; reward models that read the policy's ids share what they can of its `trunk`.
+
+    Raises ConfigError or ModelError if one is missing or encodes text differently."""
     return [
-        Part(part.label, part.weight, _load(part, reward_role(place), parents, reader, loaded), part.is_penalty)
+        Part(part.label, part.weight, _load(part, reward_role(place), parents, reader, loaded, trunk), part.is_penalty)
         for place, part in enumerate(rewards)
     ]
 
@@ -70,11 +77,16 @@ def load_ppo_rewards(config: PpoConfig, job: Job, roles: Roles) -> list[Part]:
         roles.tokenizer, job.parents["sft"], roles.policy.device, config.sampling.batch_size, job.seed, config.precision
     )
     loaded = None if roles.reward is None else LoadedModel(roles.reward, roles.as_reward)
-    return load_rewards(config.rewards, job.parents, reader, loaded)
+    return load_rewards(config.rewards, job.parents, reader, loaded, roles.trunk)
 
 
 def _load(
-    part: RewardPart, role: str, parents: Mapping[str, Path], reader: Reader, loaded: LoadedModel | None
+    part: RewardPart,
+    role: str,
+    parents: Mapping[str, Path],
+    reader: Reader,
+    loaded: LoadedModel | None,
+    trunk: Trunk | None,
 ) -> Reward:
     if part.function is not None:
         return FunctionReward(load_function(part.function, "rewards"), part.function, reader.seed)
@@ -91,6 +103,8 @@ def _load(
         check_special_tokens(tokenizer, source)
         loaded = LoadedModel(load_scalar_model(source, reader.device).eval().requires_grad_(False), nullcontext)
         check_scores_are_independent(loaded.model, tokenizer.pad_token_id)
+        if trunk is not None and reads_same:
+            trunk.share(loaded.model, source)
         compute_in(loaded.model, reader.precision)
     members = read_members(source, loaded.model)
     if part.ensemble != "mean" and not members:

@@ -17,13 +17,18 @@ from policy.adapters import add_lora, describe_reach, reach
 from policy.errors import ModelError
 from policy.language_model import LanguageModel, choose_device, load_language_model, load_tokenizer, save_checkpoint
 from policy.memory.offload import WeightsOnDisk, weights_on_disk
-from policy.memory.shared_weights import share_weights
+from policy.memory.shared_weights import copy_trained, share_weights
 from policy.precision import choose_precision, compute_in
+from policy.reading.freezing import freeze_below, names_above
+from policy.reading.trunk import layers_of, read_above
+from policy.sampling.rollout import Rollout
 from reward.adapter import adapted_scalar_model, scalar_model_over, why_no_adapter
 from reward.invariance import check_scores_are_independent
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import draw_head, from_language_model, load_scalar_model, scalar_head, store_normalisation
+from stages.ppo.out_of_memory import RowsAtOnce
 from stages.ppo.settings import PpoConfig
+from stages.ppo.trunk import Trunk
 from stages.settings import LoraConfig
 
 logger = logging.getLogger("triptych.ppo")
@@ -33,7 +38,8 @@ logger = logging.getLogger("triptych.ppo")
 class Roles:
     """The models. Whole models: four copies of the weights; reference and reward model may be on disk while unused.
     With adapters: two copies (the reference is the policy with adapters off, the reward model is the value model with
-    adapters off), or one copy, around which each role has its own modules."""
+    adapters off), or one copy, around which each role has its own modules. With a trunk: one copy of the lower layers,
+    and of the upper ones what the two lines above say."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
@@ -43,6 +49,7 @@ class Roles:
     policy_adapters: Any = None  # peft's wrapper around `policy`, or None
     value_adapters: Any = None
     offloaded: Mapping[str, WeightsOnDisk] = field(default_factory=dict)  # by role
+    trunk: Trunk | None = None  # frozen layers that all roles share, with `trainable_layers`
 
     def as_reference(self) -> AbstractContextManager[Any]:
         """Context in which `reference` computes what the SFT model does."""
@@ -55,6 +62,10 @@ class Roles:
         if self.reward is self.value:
             return self.value_adapters.disable_adapter()
         return self.offloaded["reward"].loaded() if "reward" in self.offloaded else nullcontext()
+
+    def read_trunk(self, rollout: Rollout, config: PpoConfig, rows: RowsAtOnce, directory: Path) -> Rollout:
+        """The rollout with the states that the trunk's models go on from; unchanged without a trunk."""
+        return rollout if self.trunk is None else self.trunk.read(rollout, config, rows, directory)
 
     def compute_in(self, precision: str) -> None:
         """Set the type of all models' forward passes: "float32" or "bfloat16"."""
@@ -90,17 +101,21 @@ def load_roles(
     seed: int = 0,
     shared_backbone: bool = False,
     offload_frozen: bool = False,
+    trainable_layers: int | None = None,
 ) -> Roles:
     """Load policy and reference from the SFT model, and reward and value model from the reward model (InstructGPT
     C.4). Without a reward model the value model is the SFT model with a head drawn from the seed.
 
     With `lora` there are two copies of the weights, or one if `shared_backbone` is set and possible. Without it,
-    `offload_frozen` keeps reference and reward model on disk while they are unused. All models are in evaluation mode:
-    with dropout, the first ratio would not be 1."""
+    `offload_frozen` keeps reference and reward model on disk while they are unused. With `trainable_layers` the lower
+    layers of all models are one copy. All models are in evaluation mode: with dropout, the first ratio would not be 1.
+    """
     language_model = load_language_model(sft, device)
     policy, tokenizer = language_model
     if reward_model is not None:
         check_same_text(tokenizer, load_tokenizer(reward_model), sft, reward_model)
+    if trainable_layers is not None:
+        return ready(roles_over_trunk(language_model, reward_model, device, lora, trainable_layers))
     if lora is not None and shared_backbone and can_share_backbone(sft, reward_model):
         return ready(roles_over_one_backbone(language_model, reward_model, lora, seed))
     value = from_language_model(sft, device, seed) if reward_model is None else load_scalar_model(reward_model, device)
@@ -114,6 +129,58 @@ def load_roles(
     policy, value = policy_adapters.get_base_model(), value_adapters.get_base_model()
     reward = None if reward_model is None else value
     return ready(Roles(tokenizer, policy, policy, value, reward, policy_adapters, value_adapters))
+
+
+def roles_over_trunk(
+    language_model: LanguageModel,
+    reward_model: Path | None,
+    device: torch.device,
+    lora: LoraConfig | None,
+    trainable_layers: int,
+) -> Roles:
+    """Policy and value model train their upper `trainable_layers` layers, or adapters in them, above the SFT model's
+    other layers, which are in memory once.
+
+    The value model starts as the reward model if that is a model over the same trunk, and otherwise as the SFT model
+    with a head of zeros."""
+    policy, tokenizer = language_model
+    depth = freeze_below(policy, trainable_layers)
+    trunk = Trunk(policy, depth)
+    above = names_above(policy, depth)
+    value = reward = None
+    if reward_model is not None:
+        reward = load_scalar_model(reward_model, device).requires_grad_(False)
+        if trunk.share(reward, reward_model) == depth and len(layers_of(reward)[1]) == len(layers_of(policy)[1]):
+            value = reward
+    if value is None:
+        logger.info("ppo: the value model starts as the SFT model with values of 0: no reward model has its trunk")
+        value = values_of_zero(policy)
+    if lora is not None:
+        adapt = (lora.rank, lora.alpha, lora.targets)
+        value_adapters = add_lora(value, *adapt, "SEQ_CLS", within=names_above(value, depth))
+        policy_adapters = add_lora(policy, *adapt, "CAUSAL_LM", within=above)
+        value = value_adapters.get_base_model()
+        roles = Roles(tokenizer, policy, policy, value, reward, policy_adapters, value_adapters, trunk=trunk)
+    else:
+        reference = copy_trained(policy).requires_grad_(False)
+        freeze_below(value, trainable_layers)
+        scalar_head(value).requires_grad_(True)
+        value = copy_trained(value)
+        if reward is not None:
+            reward.requires_grad_(False)
+        roles = Roles(tokenizer, policy, reference, value, reward, trunk=trunk)
+    for model in (roles.policy, roles.reference, roles.value):
+        read_above(model, depth)
+    return roles
+
+
+def values_of_zero(policy: PreTrainedModel) -> PreTrainedModel:
+    """A scalar model over the policy's body whose values are all 0."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    value = scalar_model_over(policy, config)
+    store_normalisation(value, RewardNormalisation())
+    return value
 
 
 def can_share_backbone(sft: Path, reward_model: Path | None) -> bool:

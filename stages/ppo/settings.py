@@ -105,6 +105,13 @@ class PpoConfig:
         default_factory=lambda: OptimizerConfig(learning_rate=9e-6, schedule="constant", warmup_steps=10, eps=1e-5)
     )
     """Optimiser of the value model; its schedule counts iterations."""
+    trainable_layers: int | None = None
+    """Train only the upper N layers of policy and value model, the final norm and the value head (with `lora`: adapters
+    in these layers); what is below reads each text once per iteration (docs/ppo.md). null: train all layers."""
+    trunk_states: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the states of the frozen layers are kept; bfloat16: half the memory, rounded."""
+    trunk_memory: float = 4.0
+    """Keep an iteration's states of the frozen layers in a file if they need more than this, in GiB."""
     lora: LoraConfig | None = None
     """Train adapters of policy and value model, for example {rank: 16, alpha: 32}; null: train all weights."""
     shared_backbone: bool = False
@@ -137,6 +144,9 @@ class PpoConfig:
         check_bounds(self, snapshot_every=NOT_NEGATIVE, score_clip=POSITIVE, entropy_coef=NOT_NEGATIVE)
         check_bounds(self, target_approx_kl=POSITIVE, value_warmup=NOT_NEGATIVE, pretraining_gradient_ratio=POSITIVE)
         check_bounds(self, ema_decay=SHARE, pretraining_coef=NOT_NEGATIVE)
+        check_bounds(self, trainable_layers=COUNT, trunk_memory=NOT_NEGATIVE)
+        if self.trainable_layers is not None and self.shared_backbone:
+            raise ConfigError("ppo has trainable_layers and shared_backbone; both share frozen layers: set only one")
         check_bounds(self, pretraining_rows=COUNT, pretraining_length=(8, INFINITY))
         if self.rollout_batch % self.minibatches:
             raise ConfigError(

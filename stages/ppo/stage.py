@@ -80,6 +80,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
             rollout = sample_answers(roles.policy, roles.tokenizer, [ids[i] for i in batch], config.sampling, rng)
         asked = [prompts[i] for i in batch]
         texts = decode_responses(roles.tokenizer, rollout.responses, rollout.lengths)
+        rollout = roles.read_trunk(rollout, config, learner.fits.trunk, job.directory)
         scores = score_rollout(rewards, asked, texts, rollout)
         experience = evaluate_rollout(roles, rollout, scores, config, kl_coef, learner.fits)
         with recorder.iteration(iteration, experience, kl_coef, config.minibatches) as steps:
@@ -122,7 +123,8 @@ def evaluate_rollout(
     """Turn a rollout and its scores into token rewards (score minus KL penalty), values, advantages and returns."""
     temperature = config.sampling.temperature
     mask = rollout.response_mask
-    logprobs, entropy, reference, values = (torch.zeros_like(mask, dtype=torch.float32) for _ in range(4))
+    dtype = torch.promote_types(roles.policy.dtype, torch.float32)
+    logprobs, entropy, reference, values = (torch.zeros_like(mask, dtype=dtype) for _ in range(4))
 
     def read(rows_at_once: int) -> None:
         everyone = torch.arange(len(mask), device=mask.device)

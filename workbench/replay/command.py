@@ -161,14 +161,14 @@ def replay(directory: Path, run: Mapping[str, Any], parents: Mapping[str, Path],
     for iteration in progress(range(began_after + 1, step + 1), desc="replay", unit="iteration"):
         record = read_record(record_path(directory, iteration), device)
         learner.fits.update.rows = record.rows_at_once  # the order of additions depends on it
+        learner.fits.trunk.rows = record.rows_in_trunk
         steps: Steps = []
         text = iter(record.text) if config.mixes_text else None
         stopped = ""
         try:
             check_experience(record.experience)
-            metrics = improve(
-                learner, record.experience, record.kl_coef, text, config, iter(record.orders), iteration, steps
-            )
+            experience = learner.with_trunk_states(record.experience, config, directory)
+            metrics = improve(learner, experience, record.kl_coef, text, config, iter(record.orders), iteration, steps)
         except ModelError as error:
             stopped, metrics = str(error), {}
         except StopIteration:  # the run stopped before it used more orders or text
