@@ -48,7 +48,7 @@ def train(
     from policy.language_model import disable_dropout
     from reward.scalar_model import from_language_model
     from stages.optimizer import make_optimizer
-    from stages.reward_model.measures import judge_pairs
+    from stages.reward_model.measures import answer_scores, judge_pairs
     from stages.reward_model.trainer import RankingCollator, RankingModule, RankingTrainer, shares_prompts
     from stages.settings import OptimizerConfig
 
@@ -62,7 +62,7 @@ def train(
             part = state.global_step * MEASURED_EACH / per_epoch
             if int(part) > int((state.global_step - 1) * MEASURED_EACH / per_epoch):
                 model.eval()
-                judged = judge_pairs(model, held_out, pad_id)
+                judged = judge_pairs(answer_scores(model, held_out, pad_id), held_out)
                 model.train()
                 row = {
                     "step": int(part),

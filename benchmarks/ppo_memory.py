@@ -14,11 +14,12 @@ import copy
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from pairs import last_object, peak_memory, write_result  # noqa: E402
@@ -29,33 +30,99 @@ TINY = ROOT / "assets" / "quickstart_base"
 PHASES = ("sampling", "reading", "update")
 
 
-def cases() -> dict[str, tuple[bool, dict[str, Any], int]]:
-    """Name -> (whether it uses SmolLM2, PPO's settings, tokens of a prompt)."""
+class Case(NamedTuple):
+    """One configuration."""
+
+    smollm2: bool  # otherwise the quickstart's base model
+    ppo: dict[str, Any]
+    prompt: int  # tokens
+    reward_model: dict[str, Any] = {}  # settings
+
+
+def cases() -> dict[str, Case]:
+    """The configurations by name."""
     from stages.settings import LoraConfig, SamplingConfig
 
     lora = {"lora": LoraConfig(16, 32.0), "rollout_batch": 8, "minibatches": 1, "micro_batch": 4}
     short = {"sampling": SamplingConfig(8, 1.0, 8)}
     checkpointing = {"rollout_batch": 8, "minibatches": 1, "gradient_checkpointing": True}
     whole = {"rollout_batch": 64, "minibatches": 2, "micro_batch": 16, "sampling": SamplingConfig(24, 1.0, 64)}
+    trunk = {"rollout_batch": 16, "minibatches": 1, "inner_epochs": 4, "sampling": SamplingConfig(32, 1.0, 64)}
+    top = {"trainable_layers": 8}
     return {
-        "tiny_full": (False, whole, 24),
-        "smollm2_shared_backbone": (True, {**lora, **short, "shared_backbone": True}, 24),
-        "smollm2_lora": (True, {**lora, **short}, 24),
-        "smollm2_full_checkpointing": (True, {**checkpointing, **short}, 24),
+        "tiny_full": Case(False, whole, 24),
+        "tiny_trunk": Case(False, {**whole, "trainable_layers": 2}, 24, {"trainable_layers": 2}),
+        "smollm2_shared_backbone": Case(True, {**lora, **short, "shared_backbone": True}, 24),
+        "smollm2_lora": Case(True, {**lora, **short}, 24),
+        "smollm2_full_checkpointing": Case(True, {**checkpointing, **short}, 24),
+        "smollm2_trunk": Case(True, {**trunk, **top}, 32, top),
+        "smollm2_trunk_frozen_reward": Case(True, {**trunk, **top}, 32, {"frozen_layers": 18}),
     }
 
 
-def configured(name: str, model: str) -> tuple[Any, str, int]:
-    """-> (PPO's config, the directory of its models, tokens of a prompt)."""
+class Configured(NamedTuple):
+    """What a configuration sets."""
+
+    ppo: Any
+    reward_model: Any
+    model: str  # directory of the config of its models
+    prompt: int  # tokens
+
+
+def configured(name: str, model: str) -> Configured:
     from data_schema import Source
     from stages.ppo.settings import PpoConfig
+    from stages.reward_model.settings import RewardModelConfig
 
-    smollm2, settings, prompt = cases()[name]
-    return PpoConfig(prompts=[Source("prompts.jsonl")], **settings), model if smollm2 else str(TINY), prompt
+    case = cases()[name]
+    ppo = PpoConfig(prompts=[Source("prompts.jsonl")], **case.ppo)
+    place = model if case.smollm2 else str(TINY)
+    return Configured(ppo, RewardModelConfig(**case.reward_model), place, case.prompt)
 
 
-def make_roles(model: str, config: Any) -> Any:
+def write_models(name: str, model: str, directory: Path) -> None:
+    """Write a random SFT model and a reward model whose upper layers differ from it, as its settings say."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from policy.language_model import fit_special_tokens, load_tokenizer, save_checkpoint
+    from policy.reading.freezing import freeze_below
+    from reward.frozen_layers import cut_after
+    from reward.scalar_model import from_language_model
+
+    cpu, (_, settings, source, _) = torch.device("cpu"), configured(name, model)
+    tokenizer = load_tokenizer(source)
+    pad = None if tokenizer.pad_token != tokenizer.eos_token else "<|pad|>"
+    sft = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    save_checkpoint(*fit_special_tokens(sft, tokenizer, source, cpu, pad), directory / "sft")
+    reward = from_language_model(directory / "sft", cpu, seed=1)
+    if settings.frozen_layers:
+        cut_after(reward, settings.frozen_layers)
+    freeze_below(reward, settings.trainable_layers or 1)
+    with torch.no_grad():
+        for weight in reward.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=0.01)
+    save_checkpoint(reward, tokenizer, directory / "reward_model")
+
+
+def roles_over_trunk(name: str, model: str, config: Any) -> Any:
+    """Load the roles as a run does. Another process writes the models, so that making them is not in this one's
+    peak."""
+    import torch
+
+    from stages.ppo.roles import load_roles
+
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run([sys.executable, __file__, "--model", model, "--write", name, "--place", place], check=True)
+        paths = Path(place, "sft"), Path(place, "reward_model")
+        return load_roles(*paths, torch.device("cpu"), config.lora, trainable_layers=config.trainable_layers)
+
+
+def make_roles(name: str, root: str, model: str, config: Any) -> Any:
     """Make the four roles with random weights; the reward model's training does not matter here."""
+    if config.trainable_layers is not None:
+        return roles_over_trunk(name, root, config)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from policy.adapters import add_lora
@@ -102,8 +169,8 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
     from stages.ppo.prompts import shuffles
     from stages.ppo.stage import evaluate_rollout, update
 
-    config, chosen, prompt = configured(name, model)
-    roles = make_roles(chosen, config)
+    config, reward_model, chosen, prompt = configured(name, model)
+    roles = make_roles(name, model, chosen, config)
     learner = make_learner(roles, config)
     rng = torch.Generator().manual_seed(0)
     orders = shuffles(config.rollout_batch, rng)
@@ -122,6 +189,7 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
             rng=rng,
         )
         sampled = time.perf_counter()
+        rollout = roles.read_trunk(rollout, config, learner.fits.trunk, Path(tempfile.gettempdir()))
         with torch.no_grad(), roles.as_reward():
             index = torch.arange(config.rollout_batch).split(config.sampling.batch_size)
             scores = torch.cat([response_scores(roles.reward, rollout.rows(rows)) for rows in index])
@@ -135,7 +203,8 @@ def measure(name: str, model: str, rounds: int) -> dict[str, Any]:
     for _ in range(4):
         iterate()
     peak = peak_memory()  # read before the prediction loads its own models
-    times = [(predicted_seconds(config, chosen, prompt), medians(iterate() for _ in range(3))) for _ in range(rounds)]
+    asked = config, chosen, prompt, reward_model
+    times = [(predicted_seconds(*asked), medians(iterate() for _ in range(3))) for _ in range(rounds)]
     return {"peak": peak, "seconds": times}
 
 
@@ -143,11 +212,11 @@ def medians(rows: Iterable[Sequence[float]]) -> list[float]:
     return [median(column) for column in zip(*rows, strict=True)]
 
 
-def predicted_seconds(config: Any, model: str, prompt: int) -> list[float]:
+def predicted_seconds(*asked: Any) -> list[float]:
     """Predicted seconds of PHASES, in order."""
     from workbench.plan.timing import predict_seconds
 
-    found = predict_seconds(config, model, prompt)
+    found = predict_seconds(*asked)
     return [sum(value for phase, value in found.items() if phase.startswith(name)) for name in PHASES]
 
 
@@ -156,8 +225,8 @@ def predicted_bytes(name: str, model: str) -> dict[str, int]:
     from workbench.plan.prediction import predict
     from workbench.plan.process import heap_holes, process_bytes
 
-    config, chosen, prompt = configured(name, model)
-    process, plan = process_bytes(config), predict(config, chosen, prompt)
+    config, reward_model, chosen, prompt = configured(name, model)
+    process, plan = process_bytes(config), predict(config, chosen, prompt, reward_model)
     return {"peak": process + heap_holes(config, plan) + plan.peak, "tensors": plan.peak}
 
 
@@ -191,7 +260,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="predictions and timings per configuration")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--predict", help=argparse.SUPPRESS)
+    parser.add_argument("--write", help=argparse.SUPPRESS)
+    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.write:
+        write_models(options.write, options.model, options.place)
+        return
     if options.run or options.predict:
         found = (
             measure(options.run, options.model, options.rounds)

@@ -2,11 +2,13 @@
 
     python benchmarks/ppo_step_speed.py --peer-python PATH [--model tiny|DIR] [--repeats 3] [--prompt-len 32]
         [--response-len 32] [--batch 16] [--micro 16] [--ppo-epochs 4] [--stop none|eos] [--lora 0]
+        [--trainable-layers N] [--precision float32|bfloat16]
 
 PATH is the Python of an environment with TRL 1.12 (`pip install trl==1.12.0`) and the same torch and transformers as
 here; ppo_peer.py runs its PPOTrainer there. Both sides train policy and value in full (with --lora, our side trains
-adapters), alternate as whole processes and do not count the first update. For answers of different lengths use --stop
-eos --tiny-vocab 32: a random model then ends an answer after 32 tokens on average. The last line is one JSON object.
+adapters, and with --trainable-layers the upper layers over a frozen trunk), alternate as whole processes and do not
+count the first update. For answers of different lengths use --stop eos --tiny-vocab 32: a random model then ends an
+answer after 32 tokens on average. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,10 +43,10 @@ SHARED = (
     "threads",
     "tiny_vocab",
 )
-OURS = ("lora", "our_micro")
+OURS = ("lora", "our_micro", "trainable_layers", "precision", "device")
 
 
-def make_roles(options: argparse.Namespace) -> Any:
+def make_roles(options: argparse.Namespace, device: Any) -> Any:
     """Make the four roles; `tiny` is a random Llama of 4 layers and width 256, as in ppo_peer.py."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
@@ -69,6 +71,7 @@ def make_roles(options: argparse.Namespace) -> Any:
         policy = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
         value = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=torch.float32)
     store_normalisation(value, RewardNormalisation())
+    policy, value = policy.to(device), value.to(device)
     if options.lora:  # four roles over one copy of the weights, as with ppo.shared_backbone
         backbone, policy = policy, share_weights(policy)
         adapters = add_lora(policy, options.lora, 2 * options.lora, "all-linear", "CAUSAL_LM")
@@ -78,7 +81,22 @@ def make_roles(options: argparse.Namespace) -> Any:
         ]
         values, rewards = (whole.get_base_model().eval() for whole in scalars)
         return Roles(tokenizer, policy.eval(), backbone, values, rewards.requires_grad_(False), adapters, scalars[0])
+    if options.trainable_layers:
+        return over_trunk(tokenizer, policy, value, options.trainable_layers)
     return whole_models(tokenizer, policy, value)
+
+
+def over_trunk(tokenizer: Any, policy: Any, value: Any, trainable_layers: int) -> Any:
+    """Make four roles over one trunk. The reward model has the policy's lower layers, as one that was trained with
+    `reward_model.frozen_layers` from this SFT model has; it is also what the value model starts from."""
+    from policy.language_model import LanguageModel
+    from stages.ppo.roles import ready, roles_over_trunk
+
+    value.model.load_state_dict(policy.model.state_dict())
+    with tempfile.TemporaryDirectory() as place:
+        value.save_pretrained(place)
+        language_model = LanguageModel(policy.eval(), tokenizer)
+        return ready(roles_over_trunk(language_model, Path(place), policy.device, None, trainable_layers))
 
 
 def whole_models(tokenizer: Any, policy: Any, value: Any) -> Any:
@@ -90,7 +108,7 @@ def whole_models(tokenizer: Any, policy: Any, value: Any) -> Any:
         atexit.register(shutil.rmtree, place)
         model.save_pretrained(place)
     reference, reward = (
-        type(model).from_pretrained(place, dtype=model.dtype)
+        type(model).from_pretrained(place, dtype=model.dtype).to(model.device)
         for model, place in zip((policy, value), places, strict=True)
     )
     roles = Roles(tokenizer, policy.eval(), reference.eval(), value.eval(), reward.eval())
@@ -102,6 +120,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from data_schema import Message, Prompt, Source
+    from policy.language_model import choose_device
     from policy.sampling.rollout import collect_rollout
     from reward.scalar_model import response_scores
     from reward.sources import ModelReward, Part, Scored, score_rollout
@@ -112,13 +131,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from stages.settings import LoraConfig, OptimizerConfig, SamplingConfig
 
     torch.set_num_threads(options.threads)
-    roles = make_roles(options)
+    device = choose_device(options.device)
+    roles = make_roles(options, device)
     optimizer = OptimizerConfig(learning_rate=3e-6, schedule="constant", eps=1e-5)
     config = PpoConfig(
         prompts=[Source("prompts.jsonl")], rollout_batch=options.batch, minibatches=1, inner_epochs=options.ppo_epochs,
         micro_batch=options.our_micro, kl_coef=0.05, optimizer=optimizer,
         value_optimizer=optimizer, sampling=SamplingConfig(options.response_len, 1.0, 64),
-        lora=LoraConfig(options.lora, 2.0 * options.lora) if options.lora else None,
+        lora=LoraConfig(options.lora, 2.0 * options.lora) if options.lora else None, precision=options.precision,
+        trainable_layers=options.trainable_layers or None,
     )  # fmt: skip
     learner = make_learner(roles, config)
     part = Part(
@@ -129,6 +150,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     n_updates = options.episodes // options.batch + 1
     rng = torch.Generator().manual_seed(1)
+    drawing = rng if device.type == "cpu" else torch.Generator(device).manual_seed(1)
     vocabulary = roles.policy.config.vocab_size
     low = 32 if vocabulary > 1000 else 8
     prompts = torch.randint(low, vocabulary, (n_updates * options.batch, options.prompt_len), generator=rng).tolist()
@@ -145,14 +167,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         rollout = collect_rollout(
             roles.policy, prompts[i * options.batch : (i + 1) * options.batch], max_new_tokens=options.response_len,
             temperature=1.0, batch_size=64, stop_ids=[roles.tokenizer.eos_token_id] if options.stop == "eos" else [],
-            pad_id=0, rng=rng,
+            pad_id=0, rng=drawing,
         )  # fmt: skip
-        clock.append(time.perf_counter())
+        clock.append(now(device))
+        rollout = roles.read_trunk(rollout, config, learner.fits.trunk, Path(tempfile.gettempdir()))
         scores = score_rollout([part], asked, ["-"] * options.batch, rollout)
         experience = evaluate_rollout(roles, rollout, scores, config, config.kl_coef)
-        clock.append(time.perf_counter())
+        clock.append(now(device))
         update(learner, experience, None, config, shuffles(options.batch, rng))
-        clock.append(time.perf_counter())
+        clock.append(now(device))
         for name, begin, end in zip(seconds, clock, clock[1:], strict=False):
             seconds[name] += end - begin
         tokens += int(rollout.lengths.sum())
@@ -161,6 +184,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     episodes = (n_updates - 1) * options.batch
     figures = {"episodes_per_second": episodes / wall, "peak_memory": peak_memory(), "response_tokens": tokens}
     return {**figures, "seconds": seconds, **(where_time_goes(profile, options.threads) if options.profile else {})}
+
+
+def on_gpu(device: str) -> bool:
+    from policy.language_model import choose_device
+
+    return choose_device(device).type == "cuda"
+
+
+def now(device: Any) -> float:
+    """The time, once the GPU has done what it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def where_time_goes(profile: Any, threads: int) -> dict[str, Any]:
@@ -201,7 +239,16 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--lora", type=int, default=0, help="rank of our adapters; 0: none. TRL trains in full")
     parser.add_argument(
+        "--trainable-layers", type=int, default=0, help="top layers that our side trains; 0: all. TRL trains in full"
+    )
+    parser.add_argument(
         "--our-micro", type=int, help="our --micro (default: the same, with --lora half); the gradient is the same"
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="ours; TRL's is float32"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="ours; TRL takes a GPU if any"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--ours", action="store_true", help="run only our side and print its figures")
@@ -212,8 +259,10 @@ def main() -> None:
     if options.ours:
         print(json.dumps(run(options)))
         return
-    if not options.peer_python:
-        parser.error("give --peer-python, or --ours to run only our side")
+    if not options.peer_python or (options.lora and options.trainable_layers):
+        parser.error(
+            "give --peer-python, or --ours to run only our side; and at most one of --lora, --trainable-layers"
+        )
     common = forward(options, SHARED)
     found = alternate(
         {
@@ -238,7 +287,9 @@ def main() -> None:
         ]
         print(f"run {i + 1} seconds: ours {told[0]} | TRL {told[1]}")
     model = model_name(options.model)
-    kind = ("lora" if options.lora else "full") + ("_ragged" if options.stop == "eos" else "")
+    trained = f"top{options.trainable_layers}" if options.trainable_layers else "lora" if options.lora else "full"
+    kind = trained + ("_ragged" if options.stop == "eos" else "")
+    kind += ("_bfloat16" if options.precision == "bfloat16" else "") + ("_gpu" if on_gpu(options.device) else "")
     write_result(f"ppo_step_speed_{model}_{kind}", {**short, "runs": found})
     print(json.dumps(short))
 

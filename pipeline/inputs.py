@@ -37,7 +37,7 @@ def data_of(config: Any, seed: int) -> dict[str, Any]:
     if getattr(config, "template", "tokenizer") != "tokenizer":  # the tokenizer's own comes with the base model
         chosen = _template(config)
         data["template"] = {"source": config.template, "fingerprint": f"{chosen.name}/{chosen.version}"}
-    if hasattr(config, "base_model"):
+    if getattr(config, "base_model", None) is not None:
         print_of = base_model_fingerprint(config.base_model, f"{config.section}.base_model")
         data["base_model"] = {"source": config.base_model, "fingerprint": print_of}
     return data

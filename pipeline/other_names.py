@@ -91,9 +91,9 @@ SETTINGS: dict[str, Mapping[str, str]] = {
     "load_in_4bit": {"": "sft.quantization"},
     "use_cpu": _each("device"),
     "no_cuda": _each("device"),
-    "bf16": {"ppo": "ppo.precision"},
-    "fp16": {"ppo": "ppo.precision"},
-    "torch_dtype": {"ppo": "ppo.precision"},
+    "bf16": _each("precision"),
+    "fp16": _each("precision"),
+    "torch_dtype": _each("precision"),
     "load_best_model_at_end": {"": "sft.select"},
     "save_total_limit": {"": "sft.checkpoints"},
     # PPO

@@ -15,7 +15,7 @@ from data_schema.held_out import HeldOutTasks, overlap
 from pipeline.build import shown
 from pipeline.configs import Recipe
 from pipeline.inputs import data_of
-from pipeline.locations import model_fingerprint
+from pipeline.locations import base_model_fingerprint, model_fingerprint
 from stages.errors import ConfigError
 from stages.ppo.reward_settings import reads_pipelines, reward_role
 from stages.select.settings import SelectConfig
@@ -32,12 +32,13 @@ PARENTS = {
 }
 STAGES = tuple(PARENTS)
 # Part of the key; increased when the same config would give a different result.
-VERSIONS = {"sft": 2, "comparisons": 2, "reward_model": 2, "select": 1, "ppo": 2, "evaluate": 1}
+VERSIONS = {"sft": 2, "comparisons": 2, "reward_model": 2, "select": 1, "ppo": 2, "evaluate": 2}
 # Not part of the key, since they do not change the result: where and in which pieces the work is done, what is kept of
 # it, when a run is stopped, and the name of a preset whose settings are filled in.
 IMMATERIAL = (
     *("preset", "device", "packing", "micro_batch", "micro_batch_size", "micro_batch_tokens"),
     *("gradient_checkpointing", "offload_frozen", "max_ratio", "max_approx_kl", "keep_rollouts", "snapshot_every"),
+    "trunk_memory",
 )
 # Not part of the key either: where data and models are. Their contents are, as fingerprints or as keys of parents.
 LOCATIONS = ("path", "promptsource", "sources", "template", "base_model", "sft", "reward_model", "model")
@@ -87,9 +88,11 @@ def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
         if stage == "reward_model" and not config.demonstrations and recipe.sft is not None:
             config = replace(config, demonstrations=recipe.sft.data)
         if stage == "evaluate" and recipe.ppo is not None:
+            sft = config.sft or recipe.ppo.sft
             config = replace(
                 config,
-                sft=config.sft or recipe.ppo.sft,
+                sft=sft,
+                base_model=config.base_model or (_base_of(sft, store) if sft else recipe.sft and recipe.sft.base_model),
                 reward_model=config.reward_model or recipe.ppo.reward_model,
                 rewards=config.rewards or recipe.ppo.rewards,
             )
@@ -111,6 +114,23 @@ def plan_pipeline(recipe: Recipe, store: CheckpointStore) -> list[StagePlan]:
         reason = "published" if exists else _why(f"{recipe.name}/{stage}", settings, parents, data, recipe.seed, store)
         plans[stage] = StagePlan(stage, config, key, parents, outside, data, exists, reason)
     return list(plans.values())
+
+
+def _base_of(sft: str, store: CheckpointStore) -> str | None:
+    """The base model of a published SFT model, by its manifest; None if it is not known or is not where it was."""
+    try:
+        place = store.locate(sft)
+        if isinstance(place, Path):
+            return None
+        manifest = store.manifest(place)
+        if manifest.stage == "select":
+            manifest = store.manifest(manifest.parents["sft"])
+        known = manifest.data["base_model"]
+        source = str(known["source"])
+        there = base_model_fingerprint(source, "evaluate.base_model") == known["fingerprint"]
+    except (StoreError, ConfigError, KeyError):
+        return None
+    return source if there else None
 
 
 def material(config: Mapping[str, Any]) -> dict[str, Any]:

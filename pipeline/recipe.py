@@ -25,7 +25,7 @@ from stages.errors import ConfigError
 from stages.ppo.presets import preset_settings
 from stages.settings import plain
 
-SOURCE_LISTS = ("data", "prompts", "demonstrations", "pretraining_data")  # settings that are lists of data sources
+SOURCE_LISTS = ("data", "prompts", "demonstrations", "pretraining_data", "text")  # settings that list data sources
 OPTIONS = ("--config", "--data", "--root", "--force", "--dry-run", "--print_config", "--from", "--only", "--help")
 
 
@@ -156,7 +156,9 @@ def _normalise(rows: dict[str, Any]) -> dict[str, Any]:
     """Bare paths become sources, and a single source becomes a list of one."""
     result: dict[str, Any] = {}
     for key, value in rows.items():
-        if isinstance(value, dict) and key not in SOURCE_LISTS:
+        if key == "meta":  # of held_out_tasks: the names below are those of the user's columns
+            result[key] = value
+        elif isinstance(value, dict) and key not in SOURCE_LISTS:
             result[key] = _normalise(value)
         elif key in SOURCE_LISTS and value is not None:
             entries = value if isinstance(value, list) else [value]

@@ -238,10 +238,15 @@ def summarise(
         summary["evaluation"] = recorded(manifests["evaluate"], "models", is_comparison, store)
         decided_by = recorded(manifests["evaluate"], "decided_by", lambda value: isinstance(value, str), store)
         summary["decided_by"] = decided_by
+        if is_number(base := manifests["evaluate"].metrics.get("base_text_nll")):
+            summary["base_text_nll"] = base
     if "reward_model" in done:
         metrics = manifests["reward_model"].metrics
         names = ("pair_accuracy", "pair_accuracy_low", "pair_accuracy_high", "longer_wins_accuracy", "n")
         summary["reward_model"] = {name: metrics[name] for name in names if name in metrics}
+        if isinstance(second := metrics.get("second"), Mapping):
+            kept = (*names, "score_correlation")
+            summary["reward_model"]["second"] = {name: second[name] for name in kept if name in second}
     warnings = {"before the first stage": list(checked)} if checked else {}
     warnings |= {stage: found for stage, manifest in manifests.items() if (found := warnings_of(manifest))}
     if warnings:

@@ -63,6 +63,10 @@ def choose_device(name: str) -> torch.device:
         raise ModelError("device is 'cuda' but torch sees no GPU here; set device to 'auto' or 'cpu'.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        # TF32, which a program or its container may have switched on, has 10 bits: the checks of how a model is read
+        # would find no exact way.
+        torch.set_float32_matmul_precision("highest")
     return torch.device(name)
 
 

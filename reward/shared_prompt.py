@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from policy.precision import autocast
+from policy.precision import autocast, reads_model
 from policy.reading.body import states
 from policy.reading.packing import one_a_row, pack_lengths
 from policy.reading.states import states_of_sequences
@@ -91,6 +91,7 @@ def packed_scores(model: PreTrainedModel, packed: PackedAnswers, normalised: boo
     return scalars(model, packed_states(model, packed), normalised)
 
 
+@reads_model
 def packed_states(model: PreTrainedModel, packed: PackedAnswers) -> Tensor:
     """(answers, hidden) states at each answer's last token."""
     if len(packed.row) > len(packed.ids):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 LOST = 0.2  # share of the rows that may be dropped without a word
 ENDED = 0.1  # share of the answers that should end by themselves
 PAIRS = 50  # held-out pairs, below which an accuracy says little
+DISTINCT = 0.9  # share of distinct answers, relative to the SFT model's, that a policy should keep
+ALIKE = 0.25  # share of the answers that may begin alike
 MARKED = 0.25  # share of the answers that may contain special tokens
 HARMLESS = ("duplicate prompt",)  # of these rows another one is kept
 
@@ -72,6 +74,23 @@ def same_score(what: str, scores: Sequence[float]) -> str | None:
     )
 
 
+def collapsed(what: str, policy: Mapping[str, float], sft: Mapping[str, float]) -> str | None:
+    """The policy gives different prompts the same answer or opening far more often than the SFT model."""
+    seen = []
+    if policy["distinct_share"] < DISTINCT * sft["distinct_share"]:
+        seen.append(f"{policy['distinct_share']:.1%} of its answers are distinct (SFT: {sft['distinct_share']:.1%})")
+    if policy["same_opening_share"] > max(ALIKE, sft["same_opening_share"]):
+        shares = f"{policy['same_opening_share']:.1%} (SFT: {sft['same_opening_share']:.1%})"
+        seen.append(f"{shares} begin with the same four tokens")
+    if not seen:
+        return None
+    return (
+        f"{what}: the policy answers different prompts alike: {' and '.join(seen)}. It may have found an answer that "
+        "the reward model likes whatever the prompt, and then a win rate proves nothing. Look at the samples; raise "
+        "ppo.kl_coef or train for fewer iterations."
+    )
+
+
 def special_tokens_unseen(what: str, share: float) -> str | None:
     """Functions see answers without the special tokens in them."""
     if share <= MARKED:
@@ -82,31 +101,31 @@ def special_tokens_unseen(what: str, share: float) -> str | None:
     )
 
 
-def held_out_pairs(judged: Mapping[str, Any], setting: str) -> str | None:
-    """The reward model was measured on no or few pairs, or is no better than chance or than the answers' length."""
+def held_out_pairs(judged: Mapping[str, Any], setting: str, what: str = "reward_model") -> str | None:
+    """A reward model was measured on no or few pairs, or is no better than chance or than the answers' length."""
     n = judged["n"]
     if not n:
         return (
-            "reward_model: there are no held-out pairs, so nothing shows that it is better than chance, and PPO would "
+            f"{what}: there are no held-out pairs, so nothing shows that it is better than chance, and PPO would "
             f"follow it all the same. Raise {setting}."
         )
     low, high, accuracy = (judged[name] for name in ("pair_accuracy_low", "pair_accuracy_high", "pair_accuracy"))
     measured = f"{accuracy:.1%} of {n} held-out pairs (95 % interval {low:.1%} to {high:.1%})"
     if n < PAIRS:
         return (
-            f"reward_model: its accuracy, {measured}, is measured on fewer than {PAIRS} pairs and says little. Raise "
+            f"{what}: its accuracy, {measured}, is measured on fewer than {PAIRS} pairs and says little. Raise "
             f"{setting}, or give more comparisons."
         )
     if low <= 0.5:
         return (
-            f"reward_model: it orders {measured} as the labeler did, which chance explains, so PPO would follow noise. "
+            f"{what}: it orders {measured} as the labeler did, which chance explains, so PPO would follow noise. "
             "Give more comparisons, train for more epochs, or check the labels with 'triptych data inspect'."
         )
     by_length = max(judged["longer_wins_accuracy"], 1 - judged["longer_wins_accuracy"])
     if accuracy <= by_length:
         rule = "longer" if judged["longer_wins_accuracy"] >= 0.5 else "shorter"
         return (
-            f"reward_model: it orders {measured} as the labeler did, and always preferring the {rule} answer does as "
+            f"{what}: it orders {measured} as the labeler did, and always preferring the {rule} answer does as "
             f"well ({by_length:.1%}), so PPO may learn only length. 'triptych judge' shows more; give comparisons in "
             "which length does not decide."
         )

@@ -62,6 +62,18 @@ def keep_back(records: Records[R], share: float, seed: int, setting: str = "held
     return parts["train"], parts["held_out"]
 
 
+def halves(records: Records[R], seed: int, setting: str) -> tuple[Records[R], Records[R]]:
+    """-> two parts of about half of the records each; no prompt or group is in both.
+
+    Raises DataError, which names `setting`, if one of them would be empty."""
+    try:
+        # Not the seed itself: `keep_back` has drawn with it, and what it left is not spread evenly over its draws.
+        parts = split(records, {"first half": 0.5, "second half": 0.5}, seed + 1)
+    except DataError as error:
+        raise DataError(f"{setting} is true, but {error}; or set {setting} to false", field=setting) from None
+    return parts["first half"], parts["second half"]
+
+
 def write_seen_prompts(directory: Path, records: Sequence[Record], before: Iterable[str] = ()) -> None:
     """Write into a checkpoint the hashes of the prompts it was trained on, so that an evaluation can leave them out;
     `before` are further hashes to include."""

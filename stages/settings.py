@@ -20,6 +20,7 @@ SHARE = (0, 1)
 LONGEST_NAME = 80  # characters; W&B's run ids, which contain the name, have at most 128
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")  # checkpoint_store/names.py: one part
 Device = Literal["auto", "cpu", "cuda"]
+TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 JudgePath = str  # "module:function" taking (meta, response, finished) and returning {"gold": ..., other parts ...}
 
 

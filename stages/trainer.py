@@ -11,8 +11,10 @@ import torch
 from torch.utils.data import Sampler
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from policy.precision import Precision, choose_precision
 from stages.errors import ConfigError
 from stages.progress import progress
+from stages.settings import TrainingPrecision
 from stages.tracking import Tracker
 
 LOWER = "lower the stage's optimizer.learning_rate, or raise its warm-up"
@@ -38,16 +40,25 @@ def count_steps(section: str, n_rows: int, batch: float, epochs: float) -> int:
     return max(1, math.floor(epochs * n_rows / batch))
 
 
-def training_precision(device: torch.device) -> str:
-    """The type that SFT and reward model compute in while they train: "bfloat16" on a GPU that has it. The weights and
-    their updates are float32 in any case."""
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+def training_precision(setting: TrainingPrecision | None, device: torch.device, model: str | Path) -> Precision:
+    """The type that SFT and reward model compute in while they train. The weights and their updates are float32 in any
+    case. Without a setting nothing is measured: a recipe's numbers then depend on the kind of device alone."""
+    if setting is None:
+        return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return choose_precision(setting, device, model)
 
 
 def trainer_arguments(
-    directory: Path, device: torch.device, seed: int, rows: int, accumulate: int, steps: int, max_grad_norm: float
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    rows: int,
+    accumulate: int,
+    steps: int,
+    max_grad_norm: float,
+    precision: Precision = "float32",
 ) -> dict[str, Any]:
-    """Keyword arguments for TrainingArguments or SFTConfig."""
+    """Keyword arguments for TrainingArguments or SFTConfig. `precision`: the type of the model's own forward pass."""
     return {
         "output_dir": str(directory / "trainer"),
         "per_device_train_batch_size": rows,
@@ -63,8 +74,7 @@ def trainer_arguments(
         "seed": seed,
         "data_seed": seed,
         "use_cpu": device.type == "cpu",
-        # The default None would mean bf16 autocast, even on a CPU, and scores would be rounded to about 0.01.
-        "bf16": training_precision(device) == "bfloat16",
+        "bf16": precision == "bfloat16",  # TRL's default would be autocast everywhere
         "dataloader_pin_memory": device.type == "cuda",
         "disable_tqdm": False,
         "remove_unused_columns": False,

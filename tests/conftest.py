@@ -12,5 +12,6 @@ os.environ |= {
 }
 
 
+from gpu_or_cpu import device, gpu  # noqa: F401
 from small_recipe import chain, copy_of_chain, small_base  # noqa: F401
 from tiny_models import tiny, tiny_base  # noqa: F401

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from tiny_models import quickstart_tokenizer, tiny_llama
 
 from policy.language_model import LanguageModel
 from policy.sampling.rollout import as_rollout, response_logprobs
+from reward.normalisation import RewardNormalisation
+from reward.scalar_model import from_language_model, response_scores, store_normalisation
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -114,3 +117,51 @@ def test_a_preset_is_measured_with_its_own_settings() -> None:
     assert section["preset"] == "instructgpt" and section["prompts"] == "kept"
     assert not {"pretraining_coef", "pretraining_rows", "kl_coef", "optimizer", "ema_decay"} & set(section)
     assert ptx.variant_section(recipe, ptx.VARIANTS["27.8"])["kl_coef"] == 0.2
+
+
+def test_seconds_to_a_reward_lie_between_the_measurements_around_it() -> None:
+    curves = load("reward_curves")
+
+    def curve(*points: tuple[float, float, float]) -> list[Any]:
+        return [curves.Point(seconds, 0, reward, 0.1, kl, 0.0, 1.0, 9.0) for seconds, reward, kl in points]
+
+    ours = curve((0, 0.0, 0.0), (10, 1.0, 2.0), (20, 3.0, 4.0))
+    trl = curve((0, 0.0, 0.0), (40, 2.0, 1.0), (80, 1.5, 6.0))  # its highest level is not its last
+    found = curves.compare(ours, trl)
+    assert found["levels"][-1] == {"reward": 2.0, "ours": 15.0, "trl": 40.0, "ratio": 40 / 15}
+    assert found["levels"][0]["reward"] == 0.5 and found["levels"][0]["ours"] == 5.0
+    assert found["seconds_ratio"] == 40 / 15 and found["kl_at_level"] == {"ours": 3.0, "trl": 1.0}
+    worse = curves.compare(ours, curve((0, 0.0, 0.0), (40, -1.0, 1.0)))  # no level above the start was reached
+    assert worse["seconds_ratio"] is None and worse["levels"] == []
+
+
+def test_time_for_saving_weights_is_not_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = load("reward_peer")
+    now = [100.0]
+    monkeypatch.setattr(peer.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "save", lambda *_: now.__setitem__(0, now[0] + 50.0))
+    clock = peer.Clock(tmp_path, budget=10.0, every=4.0)
+    clock.start()
+    for update, seconds in enumerate((3.0, 3.0, 3.0), start=1):
+        now[0] += seconds
+        clock.update_ends(update, {})
+    now[0] += 3.0
+    with pytest.raises(peer.BudgetSpent):
+        clock.update_ends(4, {})
+    assert [(saved["seconds"], saved["updates"]) for saved in clock.saved] == [(6.0, 2), (9.0, 3), (12.0, 4)]
+
+
+def test_trl_maximises_the_score_that_our_ppo_does(tiny_base: Path) -> None:
+    reward = from_language_model(tiny_base, torch.device("cpu"), seed=0).eval()
+    store_normalisation(reward, RewardNormalisation(gain=0.5, bias=-2.0))
+    rollout = as_rollout([[5, 6, 7], [8]], [[20, 21, 1], [22, 23]], 0, torch.device("cpu"))
+    with torch.no_grad():
+        ours = response_scores(reward, rollout)
+    ids = torch.cat([rollout.prompts, rollout.responses], 1)
+    mask = torch.cat([rollout.prompt_mask, rollout.response_mask], 1)
+    head = load("reward_peer").normalised_head(reward, stop_ids=[1], without_eos=-9.0)
+    positions = mask.cumsum(1) - mask.long()
+    with torch.no_grad():
+        theirs = head(reward.model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state)
+    assert float(theirs[0, -1, 0]) == pytest.approx(float(ours[0]), abs=1e-5)
+    assert float(theirs[1, -2, 0]) == -9.0 != pytest.approx(float(ours[1]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,15 @@ from pipeline.__main__ import main
 from pipeline.recipe import load_recipe
 from pipeline.runner import run_pipeline
 from policy.errors import ModelError
-from policy.precision import choose_precision, faster_precision
+from policy.precision import (
+    CLEARLY_FASTER,
+    LEAST_WIDTH,
+    choose_precision,
+    faster_precision,
+    has_units,
+    seconds_of_layer,
+    times_as_fast,
+)
 from policy.reading.ways import reads_packed
 from policy.sampling.rollout import response_logprobs
 from stages.ppo.learner import make_learner
@@ -30,14 +40,61 @@ from stages.ppo.stage import improve
 CPU = torch.device("cpu")
 
 
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with units for bfloat16, whatever this one has."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+
+
 @pytest.mark.parametrize(("seconds", "chosen"), [(0.2, "bfloat16"), (0.8, "float32"), (1.0, "float32"), (8, "float32")])
+@pytest.mark.usefixtures("units")
 def test_auto_is_bfloat16_only_where_that_is_clearly_faster_and_says_so(
     caplog: pytest.LogCaptureFixture, seconds: float, chosen: str
 ) -> None:
     caplog.set_level(logging.INFO, "triptych")
-    assert faster_precision(CPU, 32, {"float32": 1.0, "bfloat16": seconds}.__getitem__) == chosen
+    assert faster_precision(CPU, 576, {"float32": 1.0, "bfloat16": seconds}.__getitem__) == chosen
     (line,) = caplog.messages
-    assert chosen in line and f"{1 / seconds:.2f} times" in line and "cpu at width 32" in line
+    assert chosen in line and f"{1 / seconds:.2f} times" in line and "cpu at width 576" in line
+
+
+@pytest.mark.parametrize(("capabilities", "width"), [({"avx512_f": True}, 4096), ({"amx_bf16": True}, 256)])
+def test_without_units_or_in_a_narrow_model_nothing_is_measured_and_float32_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capabilities: dict[str, bool], width: int
+) -> None:
+    """So the choice cannot differ from run to run where little would be gained."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    caplog.set_level(logging.INFO, "triptych")
+    nothing: dict[Any, float] = {}  # a measurement would raise KeyError
+    assert faster_precision(CPU, width, nothing.__getitem__) == "float32"
+    (line,) = caplog.messages
+    assert line.startswith("precision: float32 (")
+
+
+def test_the_units_are_those_that_the_system_names() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    if "avx2" not in flags:
+        pytest.skip("not an x86 processor under Linux")
+    assert has_units(CPU) == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def test_what_else_the_machine_does_does_not_change_the_choice() -> None:
+    """Two of three measurements take up to ten times as long as they should, of either type."""
+    draw = random.Random(0)
+    asked: list[str] = []
+
+    def seconds(precision: str) -> float:
+        asked.append(precision)
+        own = {"float32": 2e-3, "bfloat16": 1e-3}[precision]
+        return own * (1 if draw.random() < 0.33 else draw.uniform(2, 10))
+
+    assert times_as_fast(seconds) == pytest.approx(2.0)
+    assert asked == ["float32", "bfloat16"] * (len(asked) // 2) and len(asked) > 20  # in turn
+
+
+def test_a_trial_of_a_real_layer_takes_a_moment_and_orders_the_types_as_the_processor_does() -> None:
+    ratio = times_as_fast(partial(seconds_of_layer, CPU, LEAST_WIDTH))
+    assert (ratio > CLEARLY_FASTER) == has_units(CPU)
 
 
 def test_a_named_precision_is_taken_without_a_measurement() -> None:

@@ -16,8 +16,9 @@ from data_schema import DataError
 from data_schema.errors import printable
 from pipeline.architecture import reads_with_encoder
 from pipeline.gate.limits import CHECKS, View
-from pipeline.gate.models import check_adapters, check_reward_text, check_role
+from pipeline.gate.models import check_adapters, check_base, check_reward_text, check_role
 from pipeline.gate.rows import Rows, TooFew
+from pipeline.gate.trunk import check_trainable_layers
 from pipeline.inputs import functions
 from pipeline.plan import StagePlan
 from stages.errors import ConfigError
@@ -63,7 +64,7 @@ def check_stages(
             seen[plan.key] = check_rows(plan, view)
             if plan.stage == "select":
                 seen[plan.key] |= seen.get(plan.parents.get("sft", ""), set())
-            if check_model and hasattr(plan.config, "base_model"):
+            if check_model and plan.stage == "sft":
                 check_weights(plan.config.base_model, plan.config.pad_token)
     for line in rows.warnings:
         logger.warning("warning: %s", printable(line))
@@ -96,7 +97,7 @@ def look_at(
 ) -> View:
     """Load tokenizer and config of the stage's models, if they can be had, and check them."""
     read = {**plan.parents, **{role: str(path) for role, path in plan.outside.items()}}
-    if hasattr(plan.config, "base_model"):
+    if plan.stage == "sft":
         model = base_model(plan, rows, download)
     else:
         for role, where in read.items():
@@ -112,8 +113,11 @@ def look_at(
         check_reward_class(model.source)
     if model.tokenizer is not None:
         check_adapters(plan.config, model.source)
+        check_trainable_layers(plan.config, model.source)
         there = {role: store.path(where) if store.exists(where) else Path(where) for role, where in read.items()}
         check_reward_text(plan.config, model.tokenizer, model.source, there)
+        if plan.stage == "evaluate" and plan.config.base_model is not None and is_here(plan.config.base_model):
+            check_base(plan.config.base_model, model.tokenizer)
     models[plan.key] = model
     before = {hash_ for where in read.values() for hash_ in seen.get(where, ())} | stored_hashes(read.values(), store)
     return View(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_schema import Comparison, Demonstration, Document, Prompt, Records, Source, dedup_prompts
 from pipeline.gate.rows import Rows, TooFew, quiet
 from stages.errors import ConfigError
-from stages.job import Job, keep_back, prompt_hash
+from stages.job import Job, halves, keep_back, prompt_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,20 +106,23 @@ def check_reward_model(view: View) -> set[str]:
     if config.labels.margins and not any(record.margin for record in train):
         raise TooFew("reward_model.labels.margins is set, but no comparison has a margin; leave it out")
     seen = {prompt_hash(record) for record in train}
+    parts = [train, held_out]
+    if config.second_half:
+        parts = [*halves(train, rows.seed, "reward_model.second_half"), held_out]
     if view.tokenizer is None:
         return seen
     kept = []
-    for part in (train, held_out):
+    for part in parts:
         lengths = rows.lengths("reward_model.data", part, Comparison, view.tokenizer)
         fits = [length <= longest for length in lengths]
         kept.append(sum(fit and bool(ranked_pairs(row.ranks)) for row, fit in zip(part, fits, strict=True)))
         limit = f"reward_model.max_length or the model's positions ({longest})"
         many_dropped(view, "reward_model.data", len(fits) - sum(fits), len(fits), limit)
     if not config.frozen_layers:
-        enough(lambda: count_steps("reward_model", kept[0], config.batch_prompts, config.epochs))
-    if not kept[0] or (config.held_out and not kept[1]):
-        which = "training" if not kept[0] else "held-out"
-        cure = "" if not kept[0] else "raise reward_model.held_out, or set it to 0 to measure no accuracy; or "
+        enough(lambda: count_steps("reward_model", min(kept[:-1]), config.batch_prompts, config.epochs))
+    if not all(kept[:-1]) or (config.held_out and not kept[-1]):
+        which = "training" if not all(kept[:-1]) else "held-out"
+        cure = "" if not all(kept[:-1]) else "raise reward_model.held_out, or set it to 0 to measure no accuracy; or "
         raise TooFew(
             f"reward_model.data: no {which} comparison is left that has a better answer and at most {longest} tokens; "
             f"{cure}raise reward_model.max_length, or give more comparisons"
@@ -165,6 +168,8 @@ def check_ppo(view: View) -> set[str]:
 def check_answered(view: View) -> set[str]:
     """`select` and `evaluate`: prompts that no stage was trained on."""
     config = view.config
+    if config.section == "evaluate":
+        check_text(view, config.text, "text")
     prompts = read_prompts(view) if config.prompts else None
     if prompts is None:
         return set()
@@ -211,15 +216,15 @@ def within(view: View, lengths: Sequence[int]) -> list[int]:
     return kept
 
 
-def check_text(view: View, sources: Sequence[Source]) -> None:
-    """Pretraining text and the length of its rows."""
+def check_text(view: View, sources: Sequence[Source], name: str = "pretraining_data") -> None:
+    """Plain text and the length of its rows; `name` is the setting that lists it."""
     if not sources:
         return
-    setting, length = view.name("pretraining_data"), view.config.pretraining_length
+    limit = f"{name.removesuffix('_data')}_length"
+    setting, length = view.name(name), getattr(view.config, limit)
     if length > view.positions:
         raise ConfigError(
-            f"{view.name('pretraining_length')} is {length}, but the model has positions for {view.positions} tokens; "
-            "lower it"
+            f"{view.name(limit)} is {length}, but the model has positions for {view.positions} tokens; lower it"
         )
     data = view.rows.sources(setting, sources)
     if data is None:

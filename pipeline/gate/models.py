@@ -54,6 +54,21 @@ def check_adapters(config: Any, source: str) -> None:
         raise ConfigError(f"{config.section}.{error}") from None
 
 
+def check_base(source: str, policy: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError if evaluate.base_model is no language model, or has other tokens than the policy."""
+    from policy.errors import ModelError
+    from policy.kinds import check_kind
+    from policy.language_model import check_decoder_only, load_config
+    from stages.evaluate.fluency import check_base_tokenizer
+
+    try:
+        check_decoder_only(source)
+        check_kind(load_config(source), source, "language model")
+        check_base_tokenizer(source, policy)
+    except ModelError as error:
+        raise ConfigError(str(error)) from None
+
+
 def check_role(stage: str, role: str, directory: Path) -> None:
     """Raise ConfigError if a model that is there is not of the kind that the role needs."""
     from policy.errors import ModelError

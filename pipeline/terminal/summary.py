@@ -24,10 +24,21 @@ EVALUATION_ROWS = {
     "correctness_mean": "correctness",
     "style_mean": "style",
     "reward_mean": "reward",
+    "second_reward_mean": "second reward",
     "length_mean": "length (tokens)",
     "eos_rate": "ended with EOS",
     "kl": "KL from SFT (nats)",
+    "distinct_share": "distinct answers",
+    "same_opening_share": "begin with the same 4 tokens",
+    "repeated_8grams": "8-grams in other answers too",
+    "repetition": "3-grams repeated in an answer",
+    "prompt_dependence": "score lost with another prompt",
+    "first_prompt_dependence": "reward lost with another prompt",
+    "base_nll_answers": "base model's loss (nats/token)",
+    "sft_nll_answers": "SFT model's loss (nats/token)",
+    "text_nll": "loss on plain text (nats/token)",
 }
+GAINS = {"reward_gain_sd": "reward", "second_reward_gain_sd": "the second reward model's score"}
 SAMPLES, LONGEST = 3, 240  # prompts shown at the end of a run, and characters of each text
 KEY_DIGITS = 12
 SAMPLES_FILE, MODELS = "samples.jsonl", ("sft", "ppo")
@@ -66,18 +77,28 @@ def print_summary(summary: Mapping[str, Any], root: Root, uses_reward_model: boo
             f"PPO wins {ppo['win_rate']:.1%} of prompts against SFT (95 % interval {ppo['win_rate_low']:.1%} to "
             f"{ppo['win_rate_high']:.1%}), decided by the {summary['decided_by']}."
         )
+        for name, what in GAINS.items():
+            if {name, f"{name}_low", f"{name}_high"} <= ppo.keys():
+                console.print(
+                    f"PPO's gain in {what}: {ppo[name]:+.3f} standard deviations of SFT's scores (95 % interval "
+                    f"{ppo[f'{name}_low']:+.3f} to {ppo[f'{name}_high']:+.3f})."
+                )
     if uses_reward_model and "reward_model" in summary:
         console.print(accuracy_line(summary["reward_model"]))
+        if second := summary["reward_model"].get("second"):
+            correlation = second.get("score_correlation")
+            agrees = "" if correlation is None else f" Its scores correlate {correlation:.3f} with the first's."
+            console.print(accuracy_line(second, "Second reward model") + agrees)
     console.print(f"Summary: {local_root(root) / 'pipelines' / summary['recipe'] / 'summary.json'}", soft_wrap=True)
 
 
-def accuracy_line(numbers: Mapping[str, Any]) -> str:
-    """How many held-out pairs the reward model orders correctly."""
+def accuracy_line(numbers: Mapping[str, Any], name: str = "Reward model") -> str:
+    """How many held-out pairs a reward model orders correctly."""
     names = ("pair_accuracy", "pair_accuracy_low", "pair_accuracy_high", "longer_wins_accuracy", "n")
     if any(type(numbers.get(name)) not in (int, float) for name in names):
-        return "Reward model: no held-out pairs, so nothing is known about its accuracy; set reward_model.held_out."
+        return f"{name}: no held-out pairs, so nothing is known about its accuracy; set reward_model.held_out."
     return (
-        f"Reward model: {numbers['pair_accuracy']:.1%} of {numbers['n']} held-out pairs right "
+        f"{name}: {numbers['pair_accuracy']:.1%} of {numbers['n']} held-out pairs right "
         f"({numbers['pair_accuracy_low']:.1%} to {numbers['pair_accuracy_high']:.1%}); "
         f"'the longer answer wins' would get {numbers['longer_wins_accuracy']:.1%}."
     )

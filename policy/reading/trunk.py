@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 WHOLE = Part()
 _first_layer: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
-_returned: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+_returned: dict[type[nn.Module], int] = {}  # by class of layer
 
 
 def read_above(model: PreTrainedModel, first: int) -> None:
@@ -107,15 +107,16 @@ def _keep(kept: dict[int, Tensor], tap: int) -> Callable[..., None]:
 @torch.no_grad()
 def _returned_by_layers(model: PreTrainedModel) -> int:
     """Length of the tuple that a layer returns; 0 if it returns the states alone."""
-    if model not in _returned:
+    layer = layers_of(model)[1][0]
+    if type(layer) not in _returned:
         found: list[Any] = []
-        hook = layers_of(model)[1][0].register_forward_hook(lambda _, __, output: found.append(output))
+        hook = layer.register_forward_hook(lambda _, __, output: found.append(output))
         try:
             states(model, torch.zeros(1, 1, dtype=torch.long, device=model.device))
         finally:
             hook.remove()
-        _returned[model] = len(found[0]) if isinstance(found[0], tuple) else 0
-    return _returned[model]
+        _returned[type(layer)] = len(found[0]) if isinstance(found[0], tuple) else 0
+    return _returned[type(layer)]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from policy.encoding import pad
 from policy.maths.logprobs import TokenLogprobs, token_logprobs_from_hidden
 from policy.maths.masks import mask_from_lengths
 from policy.memory.heap import give_back_free_memory
-from policy.precision import reads_model
+from policy.precision import cast_frozen, reads_model
 from policy.reading.body import head_of, logits_of_states
 from policy.reading.kept_states import KeptStates
 from policy.reading.packing import equal_groups
@@ -96,22 +96,23 @@ def collect_rollout(
     if reading_of(model, prompt_ids.shape[1] + max_new_tokens).cache == "equal":
         groups = equal_groups(prompt_mask.sum(1).tolist(), at_once)
         batches = tuple(torch.tensor(group, device=device) for group in groups)
-    for asked in batches:
-        width = int(prompt_mask[asked].sum(1).max())
-        answers = sample_responses(
-            model,
-            prompt_ids[asked, -width:],
-            prompt_mask[asked, -width:],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            stop_ids=stop_ids,
-            pad_id=pad_id,
-            rng=rng,
-            answers_each=answers_each,
-        )
-        rows = (asked[:, None] * answers_each + torch.arange(answers_each, device=device)).flatten()
-        tokens[rows, : answers.tokens.shape[1]] = answers.tokens
-        lengths[rows], ended[rows] = answers.lengths, answers.ended
+    with cast_frozen(model):
+        for asked in batches:
+            width = int(prompt_mask[asked].sum(1).max())
+            answers = sample_responses(
+                model,
+                prompt_ids[asked, -width:],
+                prompt_mask[asked, -width:],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                stop_ids=stop_ids,
+                pad_id=pad_id,
+                rng=rng,
+                answers_each=answers_each,
+            )
+            rows = (asked[:, None] * answers_each + torch.arange(answers_each, device=device)).flatten()
+            tokens[rows, : answers.tokens.shape[1]] = answers.tokens
+            lengths[rows], ended[rows] = answers.lengths, answers.ended
     if answers_each > 1:
         prompt_ids, prompt_mask = (part.repeat_interleave(answers_each, dim=0) for part in (prompt_ids, prompt_mask))
     width = int(lengths.max())

@@ -23,6 +23,7 @@ CURE = (
     "set gradient_checkpointing, lora or shared_backbone, or lower max_prompt_length, sampling.max_new_tokens or "
     "pretraining_rows ('triptych plan RECIPE' shows where memory is used)."
 )
+SIGNS = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 class RowsAtOnce:
@@ -66,9 +67,9 @@ class RowsThatFit(NamedTuple):
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error means that memory ran out. On a CPU only PyTorch's message says so."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text
+    """Whether the error means that memory ran out. On a CPU, and where a GPU's libraries allocate by themselves, only
+    the message says so."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
 def micro_batch(config: PpoConfig) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from policy.precision import cast_frozen
 from policy.reading.freezing import share_below
 from policy.reading.kept_states import room_for_states
 from policy.reading.trunk import layers_of, read_above
@@ -54,5 +55,6 @@ class Trunk:
             for batch in lengths.argsort(stable=True).split(rows_at_once):
                 read_below(self.model, rollout, batch, room)
 
-        rows.do(read)
+        with cast_frozen(self.model):
+            rows.do(read)
         return rollout._replace(below=room)

@@ -26,9 +26,15 @@ FOLDS = 5
 
 
 def fit_frozen(
-    model: PreTrainedModel, train: Sequence[Ranking], collator: RankingCollator, config: RewardModelConfig, job: Job
+    model: PreTrainedModel,
+    train: Sequence[Ranking],
+    collator: RankingCollator,
+    config: RewardModelConfig,
+    job: Job,
+    name: str = "reward_model",
 ) -> dict[str, float]:
-    """Fit the readout of a model that was cut and write it into the model; returns the folds' metrics."""
+    """Fit the readout of a model that was cut and write it into the model; returns the folds' metrics, logged under
+    `name`."""
     if len(train) < FOLDS:
         raise ConfigError(
             f"reward_model.frozen_layers needs {FOLDS} training comparisons, but there are {len(train)}; give more data"
@@ -43,10 +49,10 @@ def fit_frozen(
     write_readout(model, readout)
     check_readout(model, on_device(collator, rankings[:8], model), readout)
     for l2, (accuracy, fit) in measured.items():
-        logger.info("reward_model: L2 %g, %d folds: accuracy %.3f, log loss %.3f", l2, FOLDS, accuracy, fit.log_loss)
+        logger.info("%s: L2 %g, %d folds: accuracy %.3f, log loss %.3f", name, l2, FOLDS, accuracy, fit.log_loss)
     accuracy, fit = measured[best]
     found = {"l2": best, "folds/pair_accuracy": accuracy, "folds/loss": fit.log_loss}
-    job.tracker.log({f"reward_model/{name}": value for name, value in found.items()}, step=0)
+    job.tracker.log({f"{name}/{metric}": value for metric, value in found.items()}, step=0)
     return found
 
 

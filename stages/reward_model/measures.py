@@ -203,17 +203,21 @@ def within(values: Floats, group: Ints) -> Floats:
     return values - (np.bincount(group, weights=values) / np.maximum(1, np.bincount(group)))[group]
 
 
-def judge_pairs(model: PreTrainedModel, rankings: Sequence[Ranking], pad_id: int) -> dict[str, Any]:
-    """Accuracy on held-out pairs with its 95 % interval, and that of "the longer answer wins"; all other metrics are
-    under `judgement`."""
-    if not rankings:
-        return {"pair_accuracy": None, "n": 0}
+def answer_scores(model: PreTrainedModel, rankings: Sequence[Ranking], pad_id: int) -> Floats:
+    """(answers,) normalised scores of all answers, in the order of the rankings."""
     prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
     responses = [response for ranking in rankings for response in ranking.responses]
-    scores = score_responses(model, prompts, responses, pad_id)
+    return score_responses(model, prompts, responses, pad_id).double().numpy()
+
+
+def judge_pairs(scores: Floats, rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """Accuracy on held-out pairs with its 95 % interval, and that of "the longer answer wins"; all other metrics are
+    under `judgement`. `scores`: as from `answer_scores`."""
+    if not rankings:
+        return {"pair_accuracy": None, "n": 0}
     pairs = scored_pairs(
         scores.tolist(),
-        [len(response) for response in responses],
+        [len(response) for ranking in rankings for response in ranking.responses],
         [ranking.ranks for ranking in rankings],
         [tuple(ranking.prompt) for ranking in rankings],
     )

@@ -7,7 +7,17 @@ from typing import Literal
 
 from data_schema.sources import Source
 from stages.errors import ConfigError
-from stages.settings import COUNT, INFINITY, NOT_NEGATIVE, POSITIVE, Device, LoraConfig, OptimizerConfig, check_bounds
+from stages.settings import (
+    COUNT,
+    INFINITY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Device,
+    LoraConfig,
+    OptimizerConfig,
+    TrainingPrecision,
+    check_bounds,
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +72,22 @@ class RewardModelConfig:
     """How labels are read: margins, noise, several labelers."""
     ensemble: int = 1
     """Number of reward models, as adapters over one backbone (docs/rewards.md); more than 1 needs `lora`."""
+    second_half: bool = False
+    """Train on half of the training prompts only, and a second, independent model on the other half, for verdicts on
+    what PPO made of the first (docs/evaluation.md)."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=9e-6))
     """Optimiser; its schedule counts optimiser steps."""
     lora: LoraConfig | None = None
     """Train adapters, for example {rank: 16, alpha: 32}; null: train all weights."""
+    trainable_layers: int | None = None
+    """Train only the upper N layers, the final norm and the head (with `lora`: adapters in these layers); PPO with the
+    same setting or a larger one then reads the other layers once for all models. null: train all layers."""
     frozen_layers: int | None = None
     """Freeze this many layers and fit a linear readout of their mean state over tokens, for a few hundred comparisons
     (docs/reward_model.md). epochs and optimizer are then unused. null: train the whole model."""
+    precision: TrainingPrecision | None = None
+    """Type of the forward passes in training; weights, optimiser, scores and losses are always float32. auto: bfloat16
+    if clearly faster on this machine (docs/ppo.md). null: bfloat16 on a GPU that has it, float32 on a CPU."""
     device: Device = "auto"
     """Device to run on; auto: the GPU if there is one, else the CPU."""
 
@@ -77,6 +96,12 @@ class RewardModelConfig:
         check_bounds(self, micro_batch_tokens=NOT_NEGATIVE, max_length=(8, INFINITY), ensemble=COUNT)
         if self.ensemble > 1 and self.lora is None:
             raise ConfigError("reward_model.ensemble is above 1, but its members are adapters; set reward_model.lora")
-        check_bounds(self, frozen_layers=COUNT)
+        if self.ensemble > 1 and self.second_half:
+            raise ConfigError("reward_model has ensemble and second_half; only one model can have a second: drop one")
+        check_bounds(self, frozen_layers=COUNT, trainable_layers=COUNT)
+        if self.frozen_layers is not None and self.trainable_layers is not None:
+            raise ConfigError("reward_model has frozen_layers and trainable_layers; both freeze layers: set only one")
+        if self.frozen_layers is not None and self.precision == "bfloat16":
+            raise ConfigError("reward_model.frozen_layers is always read in float32; leave precision out, or set auto")
         if self.frozen_layers is not None and self.lora is not None:
             raise ConfigError("reward_model has frozen_layers and lora; frozen layers take no adapters: set only one")

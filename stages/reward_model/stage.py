@@ -2,110 +2,140 @@
 
 All answers to a prompt are scored once, and all their pairs are one batch element; every prompt has the same weight.
 After training the scale is set and stored in the model's config: demonstrations score 0 on average, or the SFT model's
-own answers have mean 0 and standard deviation 1.
+own answers have mean 0 and standard deviation 1. With `second_half`, all of this happens twice, on two halves of the
+prompts.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
 
-from data_schema import Comparison, Demonstration, load_all, read_records
+from data_schema import Demonstration, load_all
 from policy.adapters import add_lora, describe_reach, reach
-from policy.encoding import encode, encode_answers
-from policy.language_model import (
-    bare,
-    choose_device,
-    disable_dropout,
-    load_config,
-    load_tokenizer,
-    positions,
-    save_checkpoint,
-)
+from policy.encoding import encode
+from policy.language_model import bare, choose_device, disable_dropout, load_tokenizer, positions, save_checkpoint
 from policy.memory.checkpointing import checkpointed
+from policy.precision import Precision, cast_frozen, computing_in
+from policy.reading.freezing import freeze_below, names_above
 from reward.adapter import CARD as ADAPTER_CARD
 from reward.adapter import write_adapter
+from reward.calibration import Floats
 from reward.frozen_layers import cut_after
 from reward.normalisation import RewardNormalisation, from_demonstrations, from_reference_samples
-from reward.ranking_loss import ranked_pairs
-from reward.scalar_model import from_language_model, store_normalisation
+from reward.scalar_model import from_language_model, scalar_head, store_normalisation
 from reward.scoring import score_responses
-from stages.comparisons.stage import HELD_OUT_FILE, TRAIN_FILE
-from stages.doubts import held_out_pairs, rows_lost, same_score, warn
+from stages.doubts import held_out_pairs, same_score, warn
 from stages.errors import ConfigError
-from stages.job import Job, StageResult, data_account, keep_back, write_seen_prompts
+from stages.job import Job, StageResult, data_account
 from stages.optimizer import make_optimizer
 from stages.reward_model.card import write_reward_card
 from stages.reward_model.ensemble import judge_members, member_seed, publish_members, set_scales, train_others
 from stages.reward_model.frozen import fit_frozen
-from stages.reward_model.measures import judge_pairs
-from stages.reward_model.settings import LabelConfig, RewardModelConfig
-from stages.reward_model.trainer import (
-    Ranking,
-    RankingCollator,
-    RankingModule,
-    RankingTrainer,
-    merge_labelers,
-    shares_prompts,
-)
+from stages.reward_model.measures import answer_scores, judge_pairs
+from stages.reward_model.rankings import load_rankings
+from stages.reward_model.second import SECOND, describe_second, score_correlations
+from stages.reward_model.settings import RewardModelConfig
+from stages.reward_model.trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, shares_prompts
 from stages.trainer import RecordCallback, count_steps, trainer_arguments, training_precision
 
 logger = logging.getLogger("triptych.reward_model")
 
 
+class Share(NamedTuple):
+    """What one of the stage's models is trained on, and where it goes."""
+
+    rankings: list[Ranking]
+    seed: int
+    output: Path  # directory of the checkpoint
+    name: str = "reward_model"  # prefix of its metrics
+    steps_before: int = 0  # of the stage, in its curves
+
+
+class Trained(NamedTuple):
+    """What is left of a model once it is published."""
+
+    metrics: dict[str, Any]
+    account: dict[str, Any]  # counts of the data that its scale was set on, for the manifest
+    scores: Floats  # (answers,) of the held-out answers
+
+
 def run(config: RewardModelConfig, job: Job) -> StageResult:
     """Train the model and its scalar head on rankings; the output loads with AutoModelForSequenceClassification."""
-    torch.manual_seed(job.seed)
-    device = choose_device(config.device)
     tokenizer = load_tokenizer(job.parents["sft"])
-    train, held_out, data = load_rankings(config, job, tokenizer)
-    train = prepare_labels(train, config.labels)
-    steps = 0 if config.frozen_layers else count_steps("reward_model", len(train), config.batch_prompts, config.epochs)
+    rankings, data = load_rankings(config, job, tokenizer)
+    first = train_model(config, job, tokenizer, Share(rankings.train, job.seed, job.output), rankings.held_out)
+    metrics = first.metrics
+    if config.second_half:
+        gc.collect()  # the Trainer and its model refer to each other; this frees the first model
+        seed, output = member_seed(job.seed, 1), job.output / SECOND
+        share = Share(rankings.second, seed, output, f"reward_model/{SECOND}", first.metrics["steps"])
+        second = train_model(config, job, tokenizer, share, rankings.held_out)
+        correlations = score_correlations(first.scores, second.scores, rankings.held_out)
+        metrics["second"] = second.metrics | correlations
+        describe_second(job.output, metrics["second"])
+    return StageResult(metrics, data | first.account)
+
+
+def train_model(
+    config: RewardModelConfig, job: Job, tokenizer: PreTrainedTokenizerBase, share: Share, held_out: list[Ranking]
+) -> Trained:
+    """Train one model of the stage, with its ensemble if there is one, measure it, and write its checkpoint."""
+    torch.manual_seed(share.seed)
+    device = choose_device(config.device)
+    frozen = config.frozen_layers is not None
+    precision = "float32" if frozen else training_precision(config.precision, device, job.parents["sft"])
+    train, job = share.rankings, job._replace(seed=share.seed)
+    steps = 0 if frozen else count_steps(share.name, len(train), config.batch_prompts, config.epochs)
 
     model: Any = from_language_model(job.parents["sft"], device, job.seed)
     disable_dropout(model)
     adapters: dict[str, Any] = {}
     if config.frozen_layers:
         cut_after(model, config.frozen_layers)
+    above = None
+    if config.trainable_layers:
+        above = names_above(model, freeze_below(model, config.trainable_layers))
+        scalar_head(model).requires_grad_(True)
     if config.lora:
-        model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
+        model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS", within=above)
         adapters = {"lora": reach(model)}
-        logger.info(describe_reach("reward_model", adapters["lora"]))
+        logger.info(describe_reach(share.name, adapters["lora"]))
     share_prompts = shares_prompts(bare(model), train)
     collator = RankingCollator(
         tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens, config.labels
     )
     folds: dict[str, float] = {}
     if config.frozen_layers:
-        folds = fit_frozen(model, train, collator, config, job)
+        folds = fit_frozen(model, train, collator, config, job, share.name)
     else:
-        fit(model, train, collator, config, job, steps)
+        fit(model, share, collator, config, job, steps, precision)
     members = []
     if config.ensemble > 1:
         settings = model.peft_config["default"]
-        members = train_others(
-            model, partial(fit, model, train, collator, config, job, steps), config.ensemble, job.seed
-        )
+        train_member = partial(fit, model, share, collator, config, job, steps, precision)
+        members = train_others(model, train_member, config.ensemble, job.seed)
 
     if config.lora:  # before merging
-        write_adapter(job.output, model, job.parents["sft"])
+        write_adapter(share.output, model, job.parents["sft"])
     scorer: PreTrainedModel = model.merge_and_unload() if config.lora else model
     scorer.eval()
     normalisation, account = normalise(scorer, config, job, tokenizer, train)
     store_normalisation(scorer, normalisation)
     scale = {"reward_gain": normalisation.gain, "reward_bias": normalisation.bias}
-    judged = judge_pairs(scorer, held_out, tokenizer.pad_token_id)
+    scores = answer_scores(scorer, held_out, tokenizer.pad_token_id)
+    judged = judge_pairs(scores, held_out)
     setting = "reward_model.held_out" if config.data else "comparisons.held_out_prompts"
-    warn(job.tracker, held_out_pairs(judged, setting))
+    warn(job.tracker, held_out_pairs(judged, setting, share.name))
     shown = scale | {f"held_out/{name}": value for name, value in judged.items() if isinstance(value, float)}
-    job.tracker.log({f"reward_model/{name}": value for name, value in shown.items()}, step=steps * config.ensemble)
-    precision = "float32" if config.frozen_layers else training_precision(device)
+    step = share.steps_before + steps * config.ensemble
+    job.tracker.log({f"{share.name}/{name}": value for name, value in shown.items()}, step=step)
     metrics = {
         "precision": precision,
         "steps": steps,
@@ -115,25 +145,28 @@ def run(config: RewardModelConfig, job: Job) -> StageResult:
         **scale,
         **judged,
     }
-    save_checkpoint(scorer, tokenizer, job.output)
-    write_reward_card(job.output, scorer, tokenizer, config.normalise_on, judged, ADAPTER_CARD if config.lora else "")
+    save_checkpoint(scorer, tokenizer, share.output)
+    write_reward_card(share.output, scorer, tokenizer, config.normalise_on, judged, ADAPTER_CARD if config.lora else "")
     if members:
         members = set_scales(scorer, members, lambda: normalise(scorer, config, job, tokenizer, train)[0])
         metrics["ensemble"] = judge_members(scorer, normalisation, members, held_out, tokenizer.pad_token_id)
-        publish_members(job.output, scorer, members, settings)
-    return StageResult(metrics, data | account)
+        publish_members(share.output, scorer, members, settings)
+    return Trained(metrics, account, scores)
 
 
 def fit(
     model: Any,
-    train: list[Ranking],
+    share: Share,
     collator: RankingCollator,
     config: RewardModelConfig,
     job: Job,
     steps: int,
+    precision: Precision,
     member: int = 0,
 ) -> None:
-    """Train the model's trainable parameters. Each `member` of an ensemble has its own metrics and order of data."""
+    """Train the model's trainable parameters. Each `member` of an ensemble has its own metrics and order of data.
+
+    The Trainer casts nothing: the body alone is read in `precision`, the head and the loss are float32."""
     arguments = TrainingArguments(
         **trainer_arguments(
             job.directory,
@@ -148,79 +181,16 @@ def fit(
     trainer = RankingTrainer(
         model=RankingModule(model),
         args=arguments,
-        train_dataset=train,
+        train_dataset=share.rankings,
         data_collator=collator,
         optimizers=make_optimizer(model.parameters(), config.optimizer, steps),
     )
     trainer.remove_callback(ProgressCallback)
-    prefix = f"reward_model/member_{member}" if member else "reward_model"
-    trainer.add_callback(RecordCallback(job.tracker, prefix, member * steps))
-    with checkpointed(config.gradient_checkpointing, model):
+    prefix = f"{share.name}/member_{member}" if member else share.name
+    trainer.add_callback(RecordCallback(job.tracker, prefix, share.steps_before + member * steps))
+    body = bare(model)
+    with checkpointed(config.gradient_checkpointing, model), computing_in(body, precision), cast_frozen(body):
         trainer.train()
-
-
-def load_rankings(
-    config: RewardModelConfig, job: Job, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Ranking], list[Ranking], dict[str, Any]]:
-    """-> (training rankings, held-out rankings, counts for the manifest). Rankings whose answers all tie, or which are
-    too long, are dropped and counted."""
-    train: Sequence[Comparison]
-    held_out: Sequence[Comparison]
-    if config.data:
-        records = load_all(config.data, Comparison, job.seed)
-        train, held_out = keep_back(records, config.held_out, job.seed, "reward_model.held_out")
-        account = data_account(records)
-    else:
-        collected = job.parents["comparisons"]
-        train = list(read_records(collected / TRAIN_FILE, Comparison))
-        held_out_file = collected / HELD_OUT_FILE
-        held_out = list(read_records(held_out_file, Comparison)) if held_out_file.exists() else []
-        account = {"format": "records", "records": len(train) + len(held_out), "dropped": {}}
-    dropped = account["dropped"]
-    total = len(train) + len(held_out) + sum(dropped.values())
-    longest = longest_text(config, job.parents["sft"])
-    write_seen_prompts(job.output, train)
-    rankings = []
-    for part in (train, held_out):
-        kept = []
-        for comparison in part:
-            prompt, responses = encode_answers(tokenizer, comparison.prompt, comparison.responses)
-            if not ranked_pairs(comparison.ranks):
-                dropped["all answers tie"] = dropped.get("all answers tie", 0) + 1
-            elif len(prompt) + max(map(len, responses)) > longest:
-                dropped["too long"] = dropped.get("too long", 0) + 1
-            else:
-                kept.append(Ranking(prompt, responses, comparison.ranks, comparison.margin))
-        rankings.append(kept)
-    if dropped:
-        logger.warning(
-            "reward_model: dropped %s", ", ".join(f"{count} ({reason})" for reason, count in dropped.items())
-        )
-    fixes = {
-        "too long": f"raise reward_model.max_length (here {longest} tokens), up to the model's context",
-        "all answers tie": "give comparisons with a preference",
-    }
-    warn(job.tracker, rows_lost("reward_model.data" if config.data else "reward_model", total, dropped, fixes))
-    return rankings[0], rankings[1], {"comparisons": account}
-
-
-def longest_text(config: RewardModelConfig, source: Path) -> int:
-    """Maximum length of prompt with answer, in tokens: max_length, or the model's context if that is shorter."""
-    room = positions(load_config(source))
-    if config.max_length > room:
-        logger.warning("reward_model: max_length is %d, but the model has positions for %d", config.max_length, room)
-    return min(config.max_length, room)
-
-
-def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:
-    """The training rankings as the loss reads them: merged over labelers if the recipe asks for it."""
-    if labels.margins and not any(ranking.margin for ranking in train):
-        raise ConfigError("reward_model.labels.margins is set, but no comparison has a margin; leave it out")
-    if not labels.merge_labelers:
-        return train
-    merged = merge_labelers(train)
-    logger.info("reward_model: merged %d comparisons into %d", len(train), len(merged))
-    return merged
 
 
 def normalise(

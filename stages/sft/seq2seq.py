@@ -58,6 +58,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
     check_settings(config)
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
+    precision = training_precision(config.precision, device, config.base_model)
     model, tokenizer = load_seq2seq_model(config.base_model, device, config.pad_token)
     template = set_seq2seq_template(tokenizer, config.template)
 
@@ -79,7 +80,14 @@ def run(config: SftConfig, job: Job) -> StageResult:
         trained,
         args=Seq2SeqTrainingArguments(
             **trainer_arguments(
-                job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
+                job.directory,
+                device,
+                job.seed,
+                micro_batch,
+                accumulate,
+                steps,
+                config.optimizer.max_grad_norm,
+                precision,
             )
         ),
         train_dataset=train.remove_columns("record"),
@@ -95,8 +103,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
     tuned: PreTrainedModel = merged(trained) if config.lora else trained
     losses = held_out_losses(tuned, held_out, read.held_out)
     metrics: dict[str, Any] = {"steps": steps, "packed": False, "template": template, **adapters}
-    metrics["precision"] = training_precision(device)
-    metrics |= summarise_losses(losses)
+    metrics |= {"precision": precision} | summarise_losses(losses)
     if losses:
         logged = ("held_out_loss", "held_out_bits_per_byte")
         job.tracker.log({f"sft/{name}": metrics[name] for name in logged}, step=steps)

@@ -9,7 +9,17 @@ from data_schema.few_shot import ChainOfThought, FewShot
 from data_schema.mixtures import Mixture, check_weights
 from data_schema.sources import Source
 from stages.errors import ConfigError
-from stages.settings import COUNT, INFINITY, NOT_NEGATIVE, POSITIVE, Device, LoraConfig, OptimizerConfig, check_bounds
+from stages.settings import (
+    COUNT,
+    INFINITY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Device,
+    LoraConfig,
+    OptimizerConfig,
+    TrainingPrecision,
+    check_bounds,
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,9 @@ class SftConfig:
     """Train adapters, for example {rank: 16, alpha: 32}; null: train all weights."""
     quantization: Literal["nf4"] | None = None
     """Quantise the frozen base model to 4 bits per weight (QLoRA); needs `lora` and bitsandbytes. null: no."""
+    precision: TrainingPrecision | None = None
+    """Type of the forward passes in training; weights, optimiser and losses are always float32. auto: bfloat16 if
+    clearly faster on this machine (docs/ppo.md). null: bfloat16 on a GPU that has it, float32 on a CPU."""
     device: Device = "auto"
     """Device to run on; auto: the GPU if there is one, else the CPU."""
 

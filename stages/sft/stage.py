@@ -68,6 +68,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
         return sft_seq2seq.run(config, job)
     torch.manual_seed(job.seed)
     device = choose_device(config.device)
+    precision = training_precision(config.precision, device, config.base_model)
     model, tokenizer = load_language_model(
         config.base_model, torch.device("cpu") if config.quantization else device, config.pad_token
     )
@@ -95,7 +96,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
     optimizer = make_optimizer(prepared.parameters(), config.optimizer, steps)
     arguments = SFTConfig(
         **trainer_arguments(
-            job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm
+            job.directory, device, job.seed, micro_batch, accumulate, steps, config.optimizer.max_grad_norm, precision
         ),
         max_length=None,  # longer demonstrations have been dropped and counted above
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -151,8 +152,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
         write_index(job.output, [candidate.step for candidate in kept], steps, read.held_out)
     write_seen_prompts(job.output, read.seen)
     metrics: dict[str, Any] = {"steps": steps, "packed": packed, "template": template, **adapters}
-    metrics["precision"] = training_precision(device)
-    metrics |= summarise_losses(chosen.losses)
+    metrics |= {"precision": precision} | summarise_losses(chosen.losses)
     if kept:
         metrics |= {"selected_step": chosen.step, "candidates": [describe(candidate) for candidate in kept]}
     return StageResult(metrics, {"data": read.account(train_dropped + held_out_dropped)} | text_account)

@@ -121,7 +121,7 @@ def run_fold(
     folder.mkdir(parents=True)
     file = folder / "train.jsonl.gz"
     write_records(file, (record for record in train if record.labeler not in group and record.labeler is not None))
-    config = replace(plan.config, data=[Source(str(file), "records")], held_out=0.0)
+    config = replace(plan.config, data=[Source(str(file), "records")], held_out=0.0, second_half=False)
     with Tracker(
         folder,
         project="triptych",

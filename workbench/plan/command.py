@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from pipeline.terminal.console import as_json
 from stages.errors import ConfigError
 
 if TYPE_CHECKING:
+    from checkpoint_store import CheckpointStore
+    from pipeline.plan import StagePlan
     from stages.ppo.settings import PpoConfig
+    from stages.reward_model.settings import RewardModelConfig
     from workbench.plan.prediction import MemoryPlan
 
 MB = 1e6
@@ -40,8 +44,8 @@ def command(words: Sequence[str]) -> None:
 
     from checkpoint_store import open_store
     from pipeline.gate.check import check_stages
+    from pipeline.gate.trunk import check_trainable_layers
     from pipeline.plan import plan_pipeline
-    from stages.ppo.reward_settings import reads_pipelines
     from workbench.plan.prediction import predict  # also imports the libraries that a run has in memory
     from workbench.plan.process import heap_holes, process_bytes
     from workbench.plan.timing import predict_seconds
@@ -51,14 +55,44 @@ def command(words: Sequence[str]) -> None:
     process = process_bytes(recipe.ppo)
     model = options.model or recipe.ppo.sft or (recipe.sft.base_model if recipe.sft else "")
     prompt_length = options.prompt_length or recipe.ppo.max_prompt_length
-    with_reward_model = reads_pipelines(recipe.ppo.rewards)
-    frozen_layers = recipe.reward_model.frozen_layers if recipe.reward_model and with_reward_model else None
-    asked = recipe.ppo, model, prompt_length, with_reward_model, frozen_layers
+    check_trainable_layers(recipe.ppo, str(model))
+    asked = recipe.ppo, model, prompt_length, reward_model(plans, store)
     plan = predict(*asked)
     seconds = {} if options.no_time else predict_seconds(*asked)
     found = account(plan, process, heap_holes(recipe.ppo, plan), seconds)
     print(as_json(found) if options.json else printable(table(found, str(model), prompt_length, recipe.ppo)))
     check_stages(plans, {stage.stage for stage in plans if not stage.exists}, store, recipe.seed, dry_run=True)
+
+
+def reward_model(plans: Sequence[StagePlan], store: CheckpointStore) -> RewardModelConfig | None:
+    """Settings of the reward model that PPO reads, which decide its size and what it shares with a frozen trunk; those
+    of a model trained in full if nothing is known of it, and None if no reward model reads the policy's texts."""
+    from stages.ppo.reward_settings import reads_pipelines
+    from stages.reward_model.settings import RewardModelConfig
+    from stages.settings import LoraConfig
+
+    ppo = next(plan for plan in plans if plan.stage == "ppo")
+    if not reads_pipelines(ppo.config.rewards):
+        return None
+    key = ppo.parents.get("reward_model", "")
+    planned = next((plan for plan in plans if plan.key == key), None)
+    if planned is not None:
+        found, start = planned.config, planned.parents.get("sft") or str(planned.outside.get("sft"))
+    elif store.exists(key):
+        manifest = store.manifest(key)
+        made = manifest.config
+        found = RewardModelConfig(
+            frozen_layers=made.get("frozen_layers"),
+            trainable_layers=made.get("trainable_layers"),
+            lora=LoraConfig(**made["lora"]) if made.get("lora") else None,
+            ensemble=made.get("ensemble", 1),
+        )
+        start = manifest.parents.get("sft", "a directory")
+    else:
+        return RewardModelConfig()
+    # It shares layers with the model that PPO starts from only if it was trained from it.
+    starts = ppo.parents.get("sft") or str(ppo.outside.get("sft"))
+    return replace(found, sft=ppo.config.sft if start == starts else start)
 
 
 def account(plan: MemoryPlan, process: int, heap: int, seconds: dict[str, float]) -> dict[str, Any]:
@@ -73,6 +107,8 @@ def account(plan: MemoryPlan, process: int, heap: int, seconds: dict[str, float]
         "phases": {name: {"working": working, "peak": plan.held + working} for name, working in plan.phases.items()},
         "kv_cache": plan.kv_cache,
         "logits": plan.logits,
+        "trunk_states": plan.trunk_states,
+        "trunk_states_on_disk": plan.trunk_states_on_disk,
         "peak_tensors": plan.peak,
         "peak": process + heap + plan.peak,
         "seconds": seconds,
@@ -98,6 +134,9 @@ def table(found: dict[str, Any], model: str, prompt_length: int, config: PpoConf
         f"sampling includes {found['kv_cache'] / MB:.0f} MB of KV cache; one chunk of logits in the update takes "
         f"{found['logits'] / MB:.0f} MB",
     ]
+    if found["trunk_states"]:
+        place = "in a file" if found["trunk_states_on_disk"] else "in memory, counted in every phase"
+        rows.append(f"the trunk's states of an iteration take {found['trunk_states'] / MB:.0f} MB {place}")
     if found["seconds"]:
         rows.append(
             f"an iteration takes about {found['seconds_per_iteration']:.1f} s on this machine at its current load"

@@ -32,7 +32,7 @@ def process_bytes(config: PpoConfig) -> int:
         vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2
     )
     lora = config.lora and replace(config.lora, targets="all-linear")
-    models = Models(shape, replace(config, lora=lora), torch.device("cpu"))
+    models = Models(shape, replace(config, lora=lora, trainable_layers=None), torch.device("cpu"))
     for model, forward in ((models.policy, policy_pass), (models.value, value_pass)):
         forward(model, 16, 32, 32).sum().backward()
     status = Path("/proc/self/statm")

@@ -19,8 +19,10 @@ from stages.optimizer import make_optimizer
 from stages.ppo.learner import hold_freed_memory
 from stages.ppo.out_of_memory import ran_out_of_memory
 from stages.ppo.settings import PpoConfig
+from stages.reward_model.settings import RewardModelConfig
 from stages.settings import OptimizerConfig
 from workbench.plan.passes import Models, read, sample, update
+from workbench.plan.trunk import WHOLE
 
 TRIES, ENOUGH = 15, 1.5  # per pass: largest number of tries, and seconds after which no further try starts
 
@@ -57,11 +59,7 @@ class Clock:
 
 
 def predict_seconds(
-    config: PpoConfig,
-    model: Path | str,
-    prompt_length: int,
-    with_reward_model: bool = True,
-    frozen_layers: int | None = None,
+    config: PpoConfig, model: Path | str, prompt_length: int, reward: RewardModelConfig | None = WHOLE
 ) -> dict[str, float]:
     """Return the seconds of each phase of an iteration, with this model in every role. Needs the memory for training
     one policy and one value model.
@@ -71,9 +69,9 @@ def predict_seconds(
     hold_freed_memory(config, device)
     clock = Clock(device)
     try:
-        models = Models(load_config(model), config, device, frozen_layers)
+        models = Models(load_config(model), config, device, reward)
         sample(clock, models.policy, config, prompt_length)
-        read(clock, models, config, prompt_length, with_reward_model)
+        read(clock, models, config, prompt_length)
         update(clock, models, config, prompt_length, partial(take_step, clock, config))
     except RuntimeError as error:
         if not ran_out_of_memory(error):
