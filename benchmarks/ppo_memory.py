@@ -36,7 +36,7 @@ class Case(NamedTuple):
     smollm2: bool  # otherwise the quickstart's base model
     ppo: dict[str, Any]
     prompt: int  # tokens
-    reward_model: dict[str, Any] = {}  # settings
+    reward_model: dict[str, Any]  # settings
 
 
 def cases() -> dict[str, Case]:
@@ -50,11 +50,11 @@ def cases() -> dict[str, Case]:
     trunk = {"rollout_batch": 16, "minibatches": 1, "inner_epochs": 4, "sampling": SamplingConfig(32, 1.0, 64)}
     top = {"trainable_layers": 8}
     return {
-        "tiny_full": Case(False, whole, 24),
+        "tiny_full": Case(False, whole, 24, {}),
         "tiny_trunk": Case(False, {**whole, "trainable_layers": 2}, 24, {"trainable_layers": 2}),
-        "smollm2_shared_backbone": Case(True, {**lora, **short, "shared_backbone": True}, 24),
-        "smollm2_lora": Case(True, {**lora, **short}, 24),
-        "smollm2_full_checkpointing": Case(True, {**checkpointing, **short}, 24),
+        "smollm2_shared_backbone": Case(True, {**lora, **short, "shared_backbone": True}, 24, {}),
+        "smollm2_lora": Case(True, {**lora, **short}, 24, {}),
+        "smollm2_full_checkpointing": Case(True, {**checkpointing, **short}, 24, {}),
         "smollm2_trunk": Case(True, {**trunk, **top}, 32, top),
         "smollm2_trunk_frozen_reward": Case(True, {**trunk, **top}, 32, {"frozen_layers": 18}),
     }

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from policy.errors import ModelError
 from policy.language_model import check_decoder_only, load_config, load_tokenizer, load_weights, positions
 from policy.reading.body import call, states
+from policy.reading.freezing import can_be_parted
 from policy.reading.trials import ANY, EXACT, Reading
 from policy.reading.ways import FAST, longest_answer, reach_of, readings_of_config
 from policy.sampling.rollout import output_head
@@ -98,7 +99,7 @@ def architecture_facts(config: PreTrainedConfig) -> list[Fact]:
     how = {ANY: "prompts are read once for all their answers", 0: "prompts are read again for each answer"}
     limited = f"prompts are read once for all their answers if no text has more than {shared} tokens"
     facts.append(Fact("reward model's prompts", how.get(shared, limited), "exact" if shared == ANY else "slower"))
-    facts.append(_reward_class(config))
+    facts += [_reward_class(config), _in_two_parts(config)]
     limit, answers = positions(config), longest_answer(config)
     stated = "no limit stated" if limit == ANY else f"{limit} tokens"
     facts.append(
@@ -114,6 +115,14 @@ def _reward_class(config: PreTrainedConfig) -> Fact:
         return Fact("reward model's class", str(error), "refused")
     own = "triptych's own scalar head on its body, since transformers has no class for it (open it with triptych)"
     return Fact("reward model's class", name if is_published(config) else f"{name}: {own}")
+
+
+def _in_two_parts(config: PreTrainedConfig) -> Fact:
+    """Whether upper layers can be trained above a frozen trunk; a refusal concerns `trainable_layers` alone."""
+    if can_be_parted(config, torch.device("cpu")):
+        return Fact("frozen trunk", "upper layers go on from the states of the lower ones (trainable_layers)")
+    why = "upper layers do not give the same numbers from the states of the lower ones: leave trainable_layers out"
+    return Fact("frozen trunk", why, "refused")
 
 
 def _by_reach(about: str, within: str, beyond: str, fast: str, reach: int) -> list[Fact]:

@@ -2,6 +2,7 @@
 
     python scripts/architectures.py                        # all (several minutes); writes the table
     python scripts/architectures.py --only llama mamba     # prints what was found, and writes nothing
+    python scripts/architectures.py --parts                # only whether each can be read in two parts; writes that
 
 Each architecture is built tiny with random weights, saved, and loaded as a recipe would. What triptych computes with it
 is compared with the model's own forward pass of one text at a time, in float64 where the architecture allows.
@@ -20,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # also runs from a checko
 import transformers
 
 from scripts.conformance.configs import names
+from scripts.conformance.parts import FOUND, Parts, try_in_parts
 from scripts.conformance.trial import Outcome, try_architecture
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- made by scripts/architectures.py: begin -->", "<!-- end -->"
+PARTS_BEGIN, PARTS_END = "<!-- parts, by scripts/architectures.py: begin -->", "<!-- end of parts -->"
 STATES = {
     "exact": "exact",
     "slower": "exact, slower",
@@ -63,12 +66,40 @@ def with_table(page: str, outcomes: Sequence[Outcome]) -> str:
     return f"{before}{BEGIN}\n\n{table(outcomes)}\n\n{END}{rest.split(END, 1)[1]}"
 
 
+def parts_list(found: Sequence[Parts]) -> str:
+    """The Markdown between the markers of what can be read in two parts: those that cannot are named."""
+    named = {state: sorted(part.name for part in found if part.state == state) for state in FOUND}
+    lines = [
+        f"transformers {transformers.__version__}: {len(named['exact'])} of {len(found)} are exact. The others:",
+        "",
+    ]
+    lines += ["| result | architectures |", "|---|---|"]
+    for state, words in FOUND.items():
+        if state != "exact":
+            lines.append(f"| {words} | {'; '.join(named[state])} |")
+    return "\n".join(lines)
+
+
+def with_parts(page: str, found: Sequence[Parts]) -> str:
+    """The page with that list replaced."""
+    before, rest = page.split(PARTS_BEGIN)
+    return f"{before}{PARTS_BEGIN}\n\n{parts_list(found)}\n\n{PARTS_END}{rest.split(PARTS_END, 1)[1]}"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="architectures to try; the page is not written")
+    parser.add_argument("--parts", action="store_true", help="try only whether they can be read in two parts")
     arguments = parser.parse_args(words)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    parts = [try_in_parts(name) for name in arguments.only or names()]
+    for part in parts if arguments.parts or arguments.only else ():
+        print(f"{part.name:30} in two parts: {FOUND[part.state]}", flush=True)
+    if not arguments.only:
+        PAGE.write_text(with_parts(PAGE.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    if arguments.parts:
+        return 0
     outcomes: list[Outcome] = []
     for name in arguments.only or names():
         outcomes.append(try_architecture(name))

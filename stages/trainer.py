@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Sampler
@@ -17,6 +17,7 @@ from stages.progress import progress
 from stages.settings import TrainingPrecision
 from stages.tracking import Tracker
 
+A = TypeVar("A", bound=TrainingArguments)
 LOWER = "lower the stage's optimizer.learning_rate, or raise its warm-up"
 
 
@@ -79,6 +80,14 @@ def trainer_arguments(
         "disable_tqdm": False,
         "remove_unused_columns": False,
     }
+
+
+def on_one_device(arguments: A) -> A:
+    """The same arguments for one GPU: with several, the Trainer would split each batch over them by DataParallel, which
+    would cut packed rows apart."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 class SortedWithinBatches(Sampler[int]):

@@ -7,7 +7,7 @@ speed or memory: those need a GPU. Autocast and bfloat16 are not imitated.
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 GPU = torch.device("cuda:0")
 ROOT = Path(__file__).parent.parent
+OURS = tuple(f"{ROOT / name}/" for name in ("policy", "reward", "stages", "workbench"))
 aten = torch.ops.aten
 # The processor waits for these, since the size or value that they return must be known to it.
 WAITS = {
@@ -109,14 +110,11 @@ class Waits:
 
     @classmethod
     def count(cls, what: str) -> None:
-        ours = [
-            f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
-            for frame in traceback.extract_stack()
-            if frame.filename.startswith(str(ROOT))
-            and "/.venv/" not in frame.filename
-            and "/tests/" not in frame.filename
-        ]
-        cls.by_line[(what, ours[-1] if ours else "elsewhere")] += 1
+        frame: Any = sys._getframe(1)
+        while frame is not None and not frame.f_code.co_filename.startswith(OURS):
+            frame = frame.f_back
+        line = f"{Path(frame.f_code.co_filename).relative_to(ROOT)}:{frame.f_lineno}" if frame else "elsewhere"
+        cls.by_line[(what, line)] += 1
 
 
 class Generator(make_generator):  # type: ignore[misc,valid-type]

@@ -11,9 +11,10 @@ import pytest
 import torch
 import transformers
 
-from scripts.architectures import PAGE, STATES, table, with_table
+from scripts.architectures import PAGE, PARTS_BEGIN, PARTS_END, STATES, parts_list, table, with_parts, with_table
 from scripts.conformance import language, reference
 from scripts.conformance.configs import NOT_TRIED, config_of, names
+from scripts.conformance.parts import FOUND, Parts, try_in_parts
 from scripts.conformance.trial import Outcome, try_architecture
 
 SLOW = pytest.mark.slow
@@ -72,6 +73,44 @@ def test_the_table_replaces_only_what_is_between_its_markers() -> None:
     assert "| llama | exact |  |" in changed
     assert changed.split("<!-- made by")[0] == page.split("<!-- made by")[0]
     assert changed.split("<!-- end -->")[1] == page.split("<!-- end -->")[1]
+
+
+PARTED = {
+    "llama": "exact",
+    "gpt2": "exact",
+    "mamba": "exact",
+    "openai-gpt": "differs",
+    "zamba": "shared",
+    "bert": "not read",
+}
+
+
+def said_of_parts(name: str) -> list[str]:
+    """The rows of the page that name an architecture which cannot be read in two parts."""
+    block = PAGE.read_text(encoding="utf-8").split(PARTS_BEGIN)[1].split(PARTS_END)[0]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", block, re.MULTILINE)
+    return [words for words, named in rows if name in named.split("; ")]
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_an_architecture_is_read_in_two_parts_or_refused_as_the_page_says(name: str) -> None:
+    assert try_in_parts(name).state == PARTED[name]
+    assert said_of_parts(name) == ([] if PARTED[name] == "exact" else [FOUND[PARTED[name]]])
+
+
+@SLOW
+@pytest.mark.parametrize("name", names())
+def test_the_page_says_of_every_architecture_whether_it_is_read_in_two_parts(name: str) -> None:
+    state = try_in_parts(name).state
+    assert said_of_parts(name) == ([] if state == "exact" else [FOUND[state]])
+
+
+def test_the_list_of_parts_replaces_only_what_is_between_its_markers() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    changed = with_parts(page, [Parts("llama", "exact"), Parts("zamba", "shared")])
+    assert "1 of 2 are exact" in changed and f"| {FOUND['shared']} | zamba |" in parts_list([Parts("zamba", "shared")])
+    assert changed.split(PARTS_BEGIN)[0] == page.split(PARTS_BEGIN)[0]
+    assert changed.split(PARTS_END)[1] == page.split(PARTS_END)[1]
 
 
 def test_a_token_drawn_from_another_texts_distribution_is_found() -> None:

@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_recipe import Chain
 from tiny_models import quickstart_tokenizer
-from transformers import BertConfig, BertLMHeadModel, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+)
 
 from pipeline.__main__ import main
 from policy.language_model import save_checkpoint
@@ -51,6 +58,17 @@ def test_the_table_names_the_slower_way(tmp_path: Path, capsys: pytest.CaptureFi
     rows = checked(capsys, str(tmp_path))
     assert rows["vocabulary"]["found"].endswith("; 3 rows without a token are never sampled")
     assert rows["logits of a text"]["state"] == "exact"
+
+
+def test_the_table_says_whether_upper_layers_can_be_trained_alone(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(capsys, str(tiny_base), "--config-only")["frozen trunk"]["state"] == "exact"
+    tokenizer = quickstart_tokenizer()
+    config = OpenAIGPTConfig(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    save_checkpoint(OpenAIGPTLMHeadModel(config), tokenizer, tmp_path)
+    row = checked(capsys, str(tmp_path), "--config-only")["frozen trunk"]  # and the model can be used
+    assert row["state"] == "refused" and row["found"].endswith("leave trainable_layers out")
 
 
 def test_a_model_that_reads_both_ways_is_refused_in_one_line(

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from small_recipe import Chain
 from test_gate_check import check
+from tiny_models import quickstart_tokenizer
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from policy.errors import ModelError
+from policy.language_model import save_checkpoint
 from stages.errors import ConfigError
 
 
@@ -78,3 +81,44 @@ def test_lora_targets_that_no_layer_has_stop_the_run_before_its_first_stage(
     with pytest.raises(ConfigError, match=rf"^{stage}\.lora\.targets '{targets}' does not fit this model"):
         check(tmp_path, chain.base, dry_run=True, **{f"{stage}__lora": {"targets": targets}})
     check(tmp_path, chain.base, dry_run=True, **{f"{stage}__lora": {"targets": "q_proj,v_proj"}})
+
+
+UPPER = ["reward_model", "ppo"]
+
+
+@pytest.mark.parametrize("stage", UPPER)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_more_trainable_layers_than_the_model_has_stop_the_run_before_its_first_stage(
+    chain: Chain, tmp_path: Path, stage: str, dry_run: bool
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{stage}\.trainable_layers is 2, .* has 2 layers; set it to at most 1"):
+        check(tmp_path, chain.base, dry_run=dry_run, **{f"{stage}__trainable_layers": 2})
+    check(tmp_path, chain.base, dry_run=dry_run, **{f"{stage}__trainable_layers": 1})
+
+
+@pytest.mark.parametrize("stage", UPPER)
+def test_a_model_that_is_not_the_same_in_two_parts_stops_the_run_before_its_first_stage(
+    tmp_path: Path, stage: str
+) -> None:
+    tokenizer = quickstart_tokenizer()
+    config = OpenAIGPTConfig(vocab_size=len(tokenizer), n_positions=512, n_embd=32, n_layer=2, n_head=4)
+    base = tmp_path / "base"
+    save_checkpoint(OpenAIGPTLMHeadModel(config), tokenizer, base)
+    with pytest.raises(
+        ConfigError, match=rf"^{stage}\.trainable_layers is set, but .* 'openai-gpt', whose upper layers"
+    ):
+        check(tmp_path, base, dry_run=True, **{f"{stage}__trainable_layers": 1})
+
+
+@pytest.mark.parametrize("stage", UPPER)
+def test_lora_targets_below_the_layers_that_train_stop_the_run_before_its_first_stage(
+    chain: Chain, tmp_path: Path, stage: str
+) -> None:
+    def upper(targets: str) -> None:
+        settings = {f"{stage}__trainable_layers": 1, f"{stage}__lora": {"targets": targets}}
+        check(tmp_path, chain.base, dry_run=True, **settings)
+
+    with pytest.raises(ConfigError, match=rf"^{stage}\.lora\.targets 'layers\.0\..*' names no layer among the upper 1"):
+        upper("layers.0.self_attn.q_proj")
+    for named in ("layers.1.self_attn.q_proj", "q_proj", "all-linear"):
+        upper(named)

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,11 +57,16 @@ def room_for_states(
     lengths = lengths.cpu()
     shape = (int(lengths.sum()), hidden)
     on_disk = len(layers) * math.prod(shape) * dtype.itemsize > limit
-    flat = {
-        layer: _in_file(shape, dtype, directory) if on_disk else torch.empty(shape, dtype=dtype, device=device)
-        for layer in layers
-    }
+    make = partial(_in_file, shape, dtype, directory) if on_disk else partial(_in_memory, shape, dtype, device)
+    flat = {layer: make() for layer in layers}
     return KeptStates(flat, lengths.cumsum(0) - lengths, lengths)
+
+
+def _in_memory(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except torch.OutOfMemoryError:  # of a GPU
+        return torch.empty(shape, dtype=dtype)
 
 
 def _in_file(shape: tuple[int, int], dtype: torch.dtype, directory: Path | None) -> Tensor:

@@ -23,6 +23,7 @@ from policy.errors import ModelError
 from policy.language_model import LanguageModel, bare
 from policy.pretraining import pretraining_loss
 from policy.reading.ways import reading_of
+from policy.sampling import generate
 from policy.sampling.rollout import as_rollout, collect_rollout, response_logprobs
 from scripts.conformance.reference import (
     ANSWERS,
@@ -194,18 +195,18 @@ def sft_step(loaded: LanguageModel, demonstrations: Sequence[dict[str, Any]]) ->
 def sampling_gap(model: PreTrainedModel, own: PreTrainedModel, answers_each: int) -> float:
     """Largest difference between a probability that a token was drawn with and that of the model's own forward pass.
 
-    The arguments and results of torch.multinomial are recorded. Every token of every answer must have been drawn from
-    the distribution that its own text gives."""
+    The arguments and results of policy/sampling/generate.py:draw are recorded. Every token of every answer must have
+    been drawn from the distribution that its own text gives."""
     drawn: list[tuple[Tensor, int]] = []
-    plain = torch.multinomial
+    plain = generate.draw
 
-    def recording(probabilities: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        tokens = plain(probabilities, *arguments, **named)
-        drawn.extend(zip(probabilities.clone(), tokens[:, 0].tolist(), strict=True))
+    def recording(probabilities: Tensor, rng: torch.Generator | None) -> Tensor:
+        tokens = plain(probabilities, rng)
+        drawn.extend(zip(probabilities.clone(), tokens.tolist(), strict=True))
         return tokens
 
     prompts = texts(20, (13, 3, 9, 21, 3, 4), vocabulary(model))
-    torch.multinomial = recording  # type: ignore[assignment]  # put back below
+    generate.draw = recording  # put back below
     try:
         rollout = collect_rollout(
             model,
@@ -219,7 +220,7 @@ def sampling_gap(model: PreTrainedModel, own: PreTrainedModel, answers_each: int
             answers_each=answers_each,
         )
     finally:
-        torch.multinomial = plain
+        generate.draw = plain
     waiting = list(drawn)
     worst = 0.0
     for i, (row, mask) in enumerate(zip(rollout.responses, rollout.response_mask, strict=True)):

@@ -47,6 +47,11 @@ def describe(
     }
 
 
+def numbers(measured: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalar tensors as numbers, all fetched from the device at once."""
+    return dict(zip(measured, torch.stack([x.detach().double() for x in measured.values()]).tolist(), strict=True))
+
+
 def judge_answers(judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], ended: Tensor) -> dict[str, float]:
     """Mean over the answers of each part of the judge's grades, as monitor/<part>."""
     rows = zip(prompts, texts, ended.tolist(), strict=True)

@@ -34,7 +34,7 @@ from stages.judging import load_judge
 from stages.ppo.doubts import Doubts, lost_prompts
 from stages.ppo.experience import Experience
 from stages.ppo.learner import Learner, begin, take_step
-from stages.ppo.metrics import TABLES, add_up, describe, judge_answers, means_of, sample_table
+from stages.ppo.metrics import TABLES, add_up, describe, judge_answers, means_of, numbers, sample_table
 from stages.ppo.out_of_memory import RowsThatFit, micro_batch, rows_that_fit
 from stages.ppo.prompts import load_prompts, prompt_batches, shuffles
 from stages.ppo.record import Recorder, Steps, snapshot_path, write_snapshot
@@ -239,7 +239,7 @@ def policy_gradient(
         entropy = mean_entropy(new.entropy, rows.response_mask, n_tokens)
         (policy.loss - config.entropy_coef * entropy if config.entropy_coef > 0 else policy.loss).backward()
         measured = policy._asdict() | {"entropy": entropy}
-        add_up(step, {f"policy/{name}": x.item() for name, x in measured.items()})
+        add_up(step, {f"policy/{name}": x for name, x in numbers(measured).items()})
     if text is not None:
         ppo_gradient = balance.take(roles.policy) if balance else []
         # Split into as many pieces as the episodes. All rows are equally long, so a piece is weighted by its rows.
@@ -262,5 +262,5 @@ def value_gradient(
         values, old, returns = response_values(roles.value, rows), experience.values[part], experience.returns[part]
         value = clipped_value_loss(values, old, returns, rows.response_mask, config.value_clip_range, n_tokens)
         value.loss.backward()
-        add_up(step, {f"value/{name}": x.item() for name, x in value._asdict().items()})
+        add_up(step, {f"value/{name}": x for name, x in numbers(value._asdict()).items()})
     return step

@@ -43,7 +43,7 @@ from stages.reward_model.rankings import load_rankings
 from stages.reward_model.second import SECOND, describe_second, score_correlations
 from stages.reward_model.settings import RewardModelConfig
 from stages.reward_model.trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, shares_prompts
-from stages.trainer import RecordCallback, count_steps, trainer_arguments, training_precision
+from stages.trainer import RecordCallback, count_steps, on_one_device, trainer_arguments, training_precision
 
 logger = logging.getLogger("triptych.reward_model")
 
@@ -180,7 +180,7 @@ def fit(
     )
     trainer = RankingTrainer(
         model=RankingModule(model),
-        args=arguments,
+        args=on_one_device(arguments),
         train_dataset=share.rankings,
         data_collator=collator,
         optimizers=make_optimizer(model.parameters(), config.optimizer, steps),

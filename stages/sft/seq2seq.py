@@ -44,6 +44,7 @@ from stages.trainer import (
     RecordCallback,
     SortedWithinBatches,
     count_steps,
+    on_one_device,
     split_batch,
     trainer_arguments,
     training_precision,
@@ -78,16 +79,18 @@ def run(config: SftConfig, job: Job) -> StageResult:
         logger.info(describe_reach("sft", adapters["lora"]))
     trainer = PairTrainer(
         trained,
-        args=Seq2SeqTrainingArguments(
-            **trainer_arguments(
-                job.directory,
-                device,
-                job.seed,
-                micro_batch,
-                accumulate,
-                steps,
-                config.optimizer.max_grad_norm,
-                precision,
+        args=on_one_device(
+            Seq2SeqTrainingArguments(
+                **trainer_arguments(
+                    job.directory,
+                    device,
+                    job.seed,
+                    micro_batch,
+                    accumulate,
+                    steps,
+                    config.optimizer.max_grad_norm,
+                    precision,
+                )
             )
         ),
         train_dataset=train.remove_columns("record"),

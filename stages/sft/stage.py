@@ -55,7 +55,15 @@ from stages.sft.trainer import (
     PackingCollator,
     with_text,
 )
-from stages.trainer import LOWER, RecordCallback, count_steps, split_batch, trainer_arguments, training_precision
+from stages.trainer import (
+    LOWER,
+    RecordCallback,
+    count_steps,
+    on_one_device,
+    split_batch,
+    trainer_arguments,
+    training_precision,
+)
 
 logger = logging.getLogger("triptych.sft")
 LOGGED = ("held_out_loss", "held_out_bits_per_byte")
@@ -105,7 +113,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
     )
     trainer = DemonstrationTrainer(
         prepared,
-        args=arguments,
+        args=on_one_device(arguments),
         train_dataset=train,
         data_collator=PackingCollator(tokenizer.pad_token_id, packed),
         processing_class=tokenizer,

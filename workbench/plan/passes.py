@@ -21,6 +21,7 @@ from policy.memory.checkpointing import checkpointed
 from policy.memory.shared_weights import copy_trained
 from policy.reading.body import call, states
 from policy.reading.trunk import Part, states_of_part
+from policy.sampling.generate import draw
 from policy.sampling.rollout import output_head
 from reward.adapter import scalar_model_over
 from reward.classes import scalar_class
@@ -109,9 +110,7 @@ def sample(meter: Meter, model: PreTrainedModel, config: PpoConfig, prompt: int)
     def extend(cache: DynamicCache, tokens: int) -> DynamicCache:
         ids = torch.zeros(rows, tokens, dtype=torch.long, device=model.device)
         logits = call(model, ids, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        drawn_from = (logits.float() / 0.9).softmax(-1)
-        torch.empty_like(drawn_from)  # the buffer that multinomial allocates
-        torch.multinomial(drawn_from, 1)
+        draw((logits.float() / 0.9).softmax(-1), None)
         return cache
 
     with torch.no_grad():
