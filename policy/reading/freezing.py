@@ -40,6 +40,7 @@ def can_be_parted(
     """Whether this architecture can be read in two parts; tried once, on its twin, or on `model` if it has no twin.
 
     Raises ModelError if the architecture cannot be read at all, ValueError if there is neither twin nor model."""
+    device = torch.device("cpu") if device.type == "meta" else device
     key = architecture_key(config, device)
     if key in _exact:
         return _exact[key]
@@ -51,11 +52,19 @@ def can_be_parted(
         except ModelError:
             cuts = range(0)
         found = len(cuts) > 0 and all(_same_in_parts(twin, cut, readings[1]) for cut in cuts)
+        found = found and all(_own_weights_above(twin, cut) for cut in cuts)
         _exact[key] = found
         return found
     if model is None:
         raise ValueError(f"no tiny {config.model_type}")
     return _same_in_parts(model, first, reading_of(model))
+
+
+def _own_weights_above(model: PreTrainedModel, cut: int) -> bool:
+    try:
+        return bool(names_above(model, cut))
+    except ModelError:
+        return False
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ windows are the architecture's own. Whether that is exact is tried on the model'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ class Part(NamedTuple):
 
 
 WHOLE = Part()
+OTHER = re.compile("vision|visual|image|audio")  # names of parts that read no text
 _first_layer: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
 _returned: dict[type[nn.Module], int] = {}  # by class of layer
 
@@ -50,9 +52,15 @@ def first_layer_of(model: PreTrainedModel) -> int | None:
 def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """(name within the body, layers) of a decoder's layers. Raises ModelError if they are no plain list."""
     n = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for name, module in body_of(model).named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n:
-            return name, module
+    lists = [
+        (name, module)
+        for name, module in body_of(model).named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n
+    ]
+    # A model for images has a tower with layers of its own.
+    text = [each for each in lists if not OTHER.search(each[0])]
+    if text:
+        return text[0]
     raise ModelError(
         f"{type(model).__name__} does not keep its {n} layers in one list, so they cannot be trained in part; leave "
         "trainable_layers out."

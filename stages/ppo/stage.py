@@ -85,6 +85,8 @@ def run(config: PpoConfig, job: Job) -> StageResult:
         experience = evaluate_rollout(roles, rollout, scores, config, kl_coef, learner.fits)
         with recorder.iteration(iteration, experience, kl_coef, config.minibatches) as steps:
             metrics = improve(learner, experience, kl_coef, pretraining_rows, config, orders, iteration, steps)
+        rollout = rollout._replace(below=None)  # the trunk's states go before the next iteration's are made
+        experience = experience._replace(rollout=rollout)
         if config.ema_decay:
             update_ema(averaged, learned, config.ema_decay)
         if config.snapshot_every and iteration % config.snapshot_every == 0:
