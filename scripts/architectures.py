@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,10 +74,12 @@ def parts_list(found: Sequence[Parts]) -> str:
         f"transformers {transformers.__version__}: {len(named['exact'])} of {len(found)} are exact. The others:",
         "",
     ]
-    lines += ["| result | architectures |", "|---|---|"]
     for state, words in FOUND.items():
         if state != "exact":
-            lines.append(f"| {words} | {'; '.join(named[state])} |")
+            text = f"- **{words}**: {'; '.join(named[state])}"
+            lines.append(
+                textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            )
     return "\n".join(lines)
 
 

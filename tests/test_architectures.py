@@ -86,10 +86,10 @@ PARTED = {
 
 
 def said_of_parts(name: str) -> list[str]:
-    """The rows of the page that name an architecture which cannot be read in two parts."""
+    """The lines of the page that name an architecture which cannot be read in two parts."""
     block = PAGE.read_text(encoding="utf-8").split(PARTS_BEGIN)[1].split(PARTS_END)[0]
-    rows = re.findall(r"^\| (.+?) \| (.+) \|$", block, re.MULTILINE)
-    return [words for words, named in rows if name in named.split("; ")]
+    rows = re.findall(r"^- \*\*(.+?)\*\*: (.+(?:\n  .+)*)$", block, re.MULTILINE)
+    return [words for words, named in rows if name in " ".join(named.split()).split("; ")]
 
 
 @pytest.mark.parametrize("name", PARTED)
@@ -108,7 +108,7 @@ def test_the_page_says_of_every_architecture_whether_it_is_read_in_two_parts(nam
 def test_the_list_of_parts_replaces_only_what_is_between_its_markers() -> None:
     page = PAGE.read_text(encoding="utf-8")
     changed = with_parts(page, [Parts("llama", "exact"), Parts("zamba", "shared")])
-    assert "1 of 2 are exact" in changed and f"| {FOUND['shared']} | zamba |" in parts_list([Parts("zamba", "shared")])
+    assert "1 of 2 are exact" in changed and f"- **{FOUND['shared']}**: zamba" in parts_list([Parts("zamba", "shared")])
     assert changed.split(PARTS_BEGIN)[0] == page.split(PARTS_BEGIN)[0]
     assert changed.split(PARTS_END)[1] == page.split(PARTS_END)[1]
 

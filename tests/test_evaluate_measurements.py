@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -252,8 +253,11 @@ def test_the_pipeline_reads_the_base_model_of_its_own_sft_stage_and_of_no_other(
     store = CheckpointStore(chain.root / "store")
     own = plan_pipeline(load_recipe(chain.path), store)[-1]
     assert own.config.base_model == str(chain.base)
-    elsewhere = write_recipe(tmp_path / "r.yaml", chain.recipe, evaluate__sft=str(chain.checkpoint("sft")))
-    other = plan_pipeline(load_recipe(elsewhere), store)[-1]
+    elsewhere = shutil.copytree(
+        chain.checkpoint("sft"), tmp_path / "elsewhere", ignore=shutil.ignore_patterns("manifest*")
+    )
+    recipe = write_recipe(tmp_path / "r.yaml", chain.recipe, evaluate__sft=str(elsewhere))
+    other = plan_pipeline(load_recipe(recipe), store)[-1]
     assert other.config.base_model is None and other.key != own.key
 
 

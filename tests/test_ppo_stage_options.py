@@ -120,7 +120,9 @@ def test_the_stop_leaves_out_the_step_that_would_have_followed(chain: Chain) -> 
     found = experienced(chain, roles, roll_out(roles, config), config, config.kl_coef)
     first = torch.randperm(16, generator=torch.Generator().manual_seed(0))[:4]
     rows = {name: getattr(found, name)[first] for name in ("scores", "logprobs", "values", "advantages", "returns")}
-    alone = found._replace(rollout=found.rollout._replace(**{n: x[first] for n, x in found.rollout._asdict().items()}))
+    alone = found._replace(
+        rollout=found.rollout._replace(**{n: x[first] for n, x in found.rollout._asdict().items() if x is not None})
+    )
     one = replace(config, minibatches=1)
     learner = learning(roles, one, CountingSgd(roles.policy), CountingSgd(roles.value))
     update(learner, alone._replace(**rows), None, one, shuffles(4, torch.Generator()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from policy.errors import ModelError
 from policy.reading.freezing import can_be_parted, names_above
@@ -43,11 +44,17 @@ def try_in_parts(name: str) -> Parts:
         cuts = range(1, len(layers_of(twin)[1]))
     except ModelError:
         return Parts(name, "no list")
-    if not exact:
-        return Parts(name, "differs")
+    if exact:
+        return Parts(name, "exact")
+    return Parts(name, "shared" if any(shares_weights(twin, cut) for cut in cuts) else "differs")
+
+
+def shares_weights(model: PreTrainedModel, cut: int) -> bool:
+    """Whether a layer above the cut has weights of what is below it."""
     try:
-        for cut in cuts:
-            names_above(twin, cut)
+        names_above(model, cut)
     except ModelError:
-        return Parts(name, "shared")
-    return Parts(name, "exact")
+        return True
+    except Exception:  # what an architecture does not support fails in ways that cannot be listed
+        return False
+    return False
