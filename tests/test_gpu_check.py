@@ -71,9 +71,9 @@ def test_sampling_waits_twice_a_token_and_once_more_where_an_answer_ends(tiny: L
     assert sum(more.values()) <= 2 * 5, more
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "shared"])  # needs a reward model with adapters
 def test_ppo_keeps_every_tensor_on_its_device(chain: Chain, tmp_path: Path, kind: str) -> None:
-    config = replace(load_recipe(chain.path).ppo, monitor=None, **{**KINDS[kind], "shared_backbone": False})
+    config = replace(load_recipe(chain.path).ppo, monitor=None, **KINDS[kind])
     reward = chain.checkpoint("reward_model")
     learner, _ = learner_on(CPU, chain, reward, config, None)
     answers = roll_out(load_roles(chain.checkpoint("sft"), reward, CPU, None), config)
