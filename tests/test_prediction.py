@@ -205,6 +205,7 @@ def test_a_recipe_without_ppo_has_no_plan(tiny_base: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it trains SmolLM2
 @pytest.mark.parametrize("name", ["tiny_full", "tiny_trunk", "smollm2_trunk"])
 def test_the_prediction_is_within_15_percent_of_what_is_measured(name: str) -> None:
     if name.startswith("smollm2") and not (ROOT / "models" / "smollm2-135m" / "config.json").is_file():
