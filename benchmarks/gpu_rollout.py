@@ -53,7 +53,7 @@ class Steps:
         cache = StaticCache(config=model.config, max_cache_len=longest) if self.fixed else None
         self.cache: Any = cache or DynamicCache(config=model.config)
         rows, device = len(prompts), prompts.device
-        # A graph reads and writes the same memory at each replay, so all that changes stands in these.
+        # A graph reads and writes the same memory at each replay, so these tensors hold all that changes.
         self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, 1, dtype=torch.long, device=device)
         self.seen = torch.zeros(rows, 1, 1, longest, dtype=torch.bool, device=device)

@@ -140,8 +140,6 @@ def hidden_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return ids
 
 
-def mask_ids(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
-    """(..., vocabulary) logits with -inf at `ids`, so that these are never sampled and have probability 0."""
-    if not ids:
-        return logits
-    return logits.index_fill(-1, torch.tensor(ids, device=logits.device), -torch.inf)
+def mask_ids(logits: Tensor, ids: Tensor) -> Tensor:
+    """(..., vocabulary) logits with -inf at `ids` (n,), so that these are never sampled and have probability 0."""
+    return logits.index_fill(-1, ids, -torch.inf) if len(ids) else logits

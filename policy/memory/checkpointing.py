@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policy.errors import ModelError
+from policy.reading.body import replaced_forwards
 
 CACHES = {"past_key_values", "past_key_value", "layer_past"}  # the layers' names for a key-value cache
 
@@ -35,16 +36,8 @@ def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
                 f"{type(model).__name__} has no layers that can be recomputed; set gradient_checkpointing to false"
             )
         layers += own
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = partial(_compute_twice, layer.forward)
-    try:
+    with replaced_forwards({layer: partial(_compute_twice, layer.forward) for layer in layers}):
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
 
 
 def _compute_twice(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:

@@ -6,7 +6,8 @@ Nothing here assumes what an architecture looks like; `policy/reading/ways.py` t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -65,17 +66,25 @@ def logits_of_states(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
     The body is replaced for this call by one that returns these states, so scales, soft caps and layers between body
     and head take part whatever the architecture calls them. Differentiable."""
-    body = body_of(model)
-    before = body.__dict__.get("forward")
-    body.forward = lambda *_, **__: _StatesOnly((hidden.unsqueeze(0),))
-    try:
-        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    with replaced_forwards({body_of(model): lambda *_, **__: _StatesOnly((hidden.unsqueeze(0),))}):
         logits: Tensor = call(model, ids, use_cache=False).logits[0]
-    finally:
-        del body.forward
-        if before is not None:
-            body.forward = before
     return logits
+
+
+@contextmanager
+def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Context in which these modules have these forward passes; contexts may be nested."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            del module.forward
+            if own is not None:
+                module.forward = own
 
 
 def head_of(model: PreTrainedModel) -> Tensor | nn.Module:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from policy.errors import ModelError
 from policy.precision import autocast
 from policy.reading.body import body_of, states
-from policy.reading.states import states_read_as
+from policy.reading.states import states_of_sequences
 from policy.reading.trials import LONG, is_exact
 from policy.reading.trunk import Part, layers_of, states_of_part
 from policy.reading.twin import tiny_twin
@@ -79,8 +79,8 @@ def _same_in_parts(model: PreTrainedModel, cut: int, reading: Reading) -> bool:
     model.eval()
 
     def in_parts() -> list[Tensor]:
-        below = states_read_as(reading.rows, model, ids, lengths, *whole, part=Part(taps=(cut,)))
-        return [states_read_as(reading.rows, model, ids, lengths, *whole, part=Part(cut, below))]
+        below = states_of_sequences(model, ids, lengths, *whole, part=Part(taps=(cut,)), rows=reading.rows)
+        return [states_of_sequences(model, ids, lengths, *whole, part=Part(cut, below), rows=reading.rows)]
 
     try:
         with autocast(model.device, enabled=False):

@@ -9,8 +9,7 @@ windows are the architecture's own. Whether that is exact is tried on the model'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from policy.errors import ModelError
-from policy.reading.body import body_of, call, states
+from policy.reading.body import body_of, call, replaced_forwards, states
 
 
 class Part(NamedTuple):
@@ -81,7 +80,7 @@ def states_of_part(model: PreTrainedModel, ids: Tensor, part: Part, **wanted: An
         stubs |= {layer: _stub(model) for layer in layers[max(part.taps) :]}
     hooks = [layers[tap].register_forward_pre_hook(_keep(kept, tap), with_kwargs=True) for tap in part.taps]
     try:
-        with _replaced(stubs):
+        with replaced_forwards(stubs):
             hidden: Tensor = call(body_of(model), ids, use_cache=False, **wanted).last_hidden_state
     finally:
         for hook in hooks:
@@ -125,18 +124,3 @@ def _returned_by_layers(model: PreTrainedModel) -> int:
             hook.remove()
         _returned[type(layer)] = len(found[0]) if isinstance(found[0], tuple) else 0
     return _returned[type(layer)]
-
-
-@contextmanager
-def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Context in which these modules have these forward passes."""
-    before = {module: module.__dict__.get("forward") for module in forwards}
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, own in before.items():
-            del module.forward
-            if own is not None:
-                module.forward = own

@@ -19,7 +19,7 @@ from policy.precision import reads_model
 from policy.reading.trials import ANY
 from policy.reading.ways import check_can_sample, reading_of
 from policy.sampling.decoder import CachedDecoder, Decoder, RereadingDecoder
-from policy.special_tokens import hidden_ids
+from policy.special_tokens import hidden_ids, mask_ids
 
 
 class Responses(NamedTuple):
@@ -58,7 +58,7 @@ def sample_responses(
     if answers_each > 1:
         decoder.select(torch.arange(len(prompts), device=prompts.device).repeat_interleave(answers_each))
     for step in range(max_new_tokens):
-        logits = decoder.logits.index_fill(-1, hidden, -torch.inf) if len(hidden) else decoder.logits
+        logits = mask_ids(decoder.logits, hidden)
         probabilities = (logits.float() / temperature).softmax(-1)
         drawn = draw(probabilities, rng)
         tokens[rows, step] = drawn

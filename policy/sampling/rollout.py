@@ -65,8 +65,10 @@ def as_rollout(
     prompt_ids, prompt_mask = pad(prompts, pad_id, "left")
     response_ids, response_mask = pad(responses, pad_id, "right")
     ended = torch.ones(len(prompts), dtype=torch.bool)
-    parts = [part.to(device) for part in (prompt_ids, prompt_mask, response_ids, response_mask, ended)]
-    return Rollout(parts[0], parts[1], parts[2], parts[3], parts[4])
+    prompt_ids, prompt_mask, response_ids, response_mask = (
+        part.to(device) for part in (prompt_ids, prompt_mask, response_ids, response_mask)
+    )
+    return Rollout(prompt_ids, prompt_mask, response_ids, response_mask, ended.to(device))
 
 
 def collect_rollout(
@@ -163,7 +165,8 @@ def output_head(model: PreTrainedModel) -> Tensor | Callable[[Tensor], Tensor]:
         if hidden[0] + len(hidden) == len(head):
             return head[: hidden[0]]
         head = partial(torch.nn.functional.linear, weight=head)
-    return lambda states: mask_ids(head(states), hidden)
+    ids = torch.tensor(hidden, device=model.device)
+    return lambda states: mask_ids(head(states), ids)
 
 
 @reads_model

@@ -17,12 +17,8 @@ from stages.evaluate.settings import EvaluateConfig
 from stages.judging import Judge
 from stages.progress import progress
 
-OWN_NAMES = (
-    "response",
-    "reward",
-    "second_reward",
-    "length",
-)  # of our numbers and samples; a judge's would replace them
+# Of our numbers and samples; a judge's would replace them.
+OWN_NAMES = ("response", "reward", "second_reward", "length")
 
 
 class Answers(NamedTuple):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from reward.sources import RepetitionPenalty
+
 Ids = Sequence[int]
 OPENING, SHARED, REPEATED = 4, 8, 3  # tokens of an opening, and of the n-grams counted over prompts and within answers
 
@@ -44,8 +46,7 @@ def repeated_ngrams(answers: Sequence[Ids], n: int = SHARED) -> float:
 
 def repetition(answers: Sequence[Ids], n: int = REPEATED) -> float:
     """Mean share of an answer's n-grams that occurred earlier in it; 0 for an answer without any."""
-    own = [ngrams(ids, n) for ids in answers]
-    return sum(1 - len(set(grams)) / len(grams) for grams in own if grams) / len(answers)
+    return sum(RepetitionPenalty(n).share(ids) for ids in answers) / len(answers)
 
 
 def ngrams(ids: Ids, n: int) -> list[tuple[int, ...]]:

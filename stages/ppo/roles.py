@@ -146,7 +146,6 @@ def roles_over_trunk(
     policy, tokenizer = language_model
     depth = freeze_below(policy, trainable_layers)
     trunk = Trunk(policy, depth)
-    above = names_above(policy, depth)
     value = reward = None
     if reward_model is not None:
         reward = load_scalar_model(reward_model, device).requires_grad_(False)
@@ -158,7 +157,7 @@ def roles_over_trunk(
     if lora is not None:
         adapt = (lora.rank, lora.alpha, lora.targets)
         value_adapters = add_lora(value, *adapt, "SEQ_CLS", within=names_above(value, depth))
-        policy_adapters = add_lora(policy, *adapt, "CAUSAL_LM", within=above)
+        policy_adapters = add_lora(policy, *adapt, "CAUSAL_LM", within=names_above(policy, depth))
         value = value_adapters.get_base_model()
         roles = Roles(tokenizer, policy, policy, value, reward, policy_adapters, value_adapters, trunk=trunk)
     else:
@@ -207,11 +206,8 @@ def roles_over_one_backbone(
     reference, tokenizer = language_model
     reward: PreTrainedModel | None = None
     if reward_model is None:
-        config = copy.deepcopy(reference.config)
-        config.num_labels = 1
-        value = scalar_model_over(reference, config)
+        value = values_of_zero(reference)
         draw_head(scalar_head(value), seed)
-        store_normalisation(value, RewardNormalisation())
         value_adapters = add_lora(value, lora.rank, lora.alpha, lora.targets, "SEQ_CLS")
     else:
         reward = adapted_scalar_model(reward_model, reference, trainable=False).get_base_model()
