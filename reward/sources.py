@@ -7,6 +7,7 @@ their weighted scores. To add a kind of reward, add a small class here.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -198,3 +199,18 @@ class RepetitionPenalty:
     def share(self, ids: Sequence[int]) -> float:
         grams = [tuple(ids[i : i + self.n]) for i in range(len(ids) - self.n + 1)]
         return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@dataclass(frozen=True)
+class OpeningPenalty:
+    """Minus the share of the batch's other answers that begin with the same `n` tokens; a shorter answer is its own
+    opening. It falls on what an answer has in common with answers to other prompts, which a reward model that likes one
+    phrase whatever the prompt cannot see."""
+
+    n: int
+
+    def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Scored:
+        lengths = rollout.lengths.clamp(max=self.n).tolist()
+        openings = [tuple(row[:length]) for row, length in zip(rollout.responses.tolist(), lengths, strict=True)]
+        alike, others = Counter(openings), max(1, len(openings) - 1)
+        return Scored(-torch.tensor([(alike[opening] - 1) / others for opening in openings]), {})

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from policy.encoding import Padded, pad
 from policy.language_model import LanguageModel
-from policy.sampling.generate import Responses, sample_responses
+from policy.sampling.generate import Responses, draw, sample_responses
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [20, 21, 22, 23, 24], [30, 31]]
 
@@ -93,6 +93,16 @@ def test_tokens_are_drawn_as_often_as_softmax_says(tiny: LanguageModel, temperat
     freedom = len(expected) - 1
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_draws_are_those_of_multinomial(seed: int) -> None:
+    probabilities = torch.randn(16, 5000, generator=torch.Generator().manual_seed(99)).mul(3).softmax(-1)
+    ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
+    for _ in range(3):
+        expected = torch.multinomial(probabilities, 1, generator=theirs).squeeze(1)
+        assert torch.equal(draw(probabilities, ours), expected)
+    assert torch.equal(ours.get_state(), theirs.get_state())
 
 
 def test_the_same_seed_draws_the_same_and_the_global_one_does_not_count(tiny: LanguageModel) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from pipeline.recipe import load_recipe
 from policy.language_model import LanguageModel, choose_device
-from policy.sampling.generate import draw
 from policy.sampling.rollout import collect_rollout
 from stages.ppo.out_of_memory import ran_out_of_memory
 from stages.ppo.roles import load_roles
@@ -43,14 +42,6 @@ def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
         assert not waits
         assert (there + 1).sum().item() == 6 and (there[there > 0] * 2).cpu().tolist() == [2, 4]
         assert sum(waits.values()) == 3  # a number, a mask, a copy
-
-
-def test_a_draw_is_multinomial_s_from_the_same_generator() -> None:
-    for seed in range(5):
-        probabilities = (3 * torch.randn(64, 97, generator=torch.Generator().manual_seed(seed))).softmax(-1)
-        one, other = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
-        assert torch.equal(draw(probabilities, one), torch.multinomial(probabilities, 1, generator=other).squeeze(1))
-        assert torch.equal(one.get_state(), other.get_state())
 
 
 def test_sampling_waits_twice_a_token_and_once_more_where_an_answer_ends(tiny: LanguageModel) -> None:

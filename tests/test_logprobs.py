@@ -33,11 +33,32 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int, as_module: bool)
     torch.testing.assert_close(got_grads, wanted_grads, rtol=1e-10, atol=1e-12)
 
 
-def test_a_frozen_head_gets_no_gradient_and_the_text_still_does() -> None:
-    hidden, weight, labels, _ = head_inputs()
-    token_logprobs_from_hidden(hidden, weight.detach(), labels, chunk=8).logprobs.sum().backward()
+@pytest.mark.parametrize("chunk", [1, 8, 100])
+def test_a_frozen_head_gets_no_gradient_and_the_text_gets_the_same(chunk: int) -> None:
+    hidden, weight, labels, grad = head_inputs()
+    found = []
+    for head in (weight, weight.detach()):
+        got = token_logprobs_from_hidden(hidden, head, labels, TEMPERATURE, chunk)
+        assert not got.entropy.requires_grad
+        found.append((*got, *torch.autograd.grad((got.logprobs * grad).sum(), hidden)))
     assert weight.grad is None
-    assert hidden.grad is not None and hidden.grad.abs().min() > 0
+    for whole, frozen in zip(*found, strict=True):
+        torch.testing.assert_close(frozen, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frozen_head_under_autocast_rounds_a_gradient_no_further() -> None:
+    """A label of high probability leaves a small gradient, a difference that bfloat16 must not be left to take."""
+    hidden, weight, labels, grad = head_inputs()
+    labels = (hidden @ weight.T).argmax(-1)
+    exact = token_logprobs((3 * hidden) @ weight.T, labels)
+    (wanted,) = torch.autograd.grad((exact * grad).sum(), hidden)
+    worst = []
+    for head in (weight.float().detach().requires_grad_(), weight.float().detach()):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = token_logprobs_from_hidden(3 * hidden.float(), head, labels, chunk=8).logprobs
+        (found,) = torch.autograd.grad((got * grad).sum(), hidden)
+        worst.append(((found - wanted).norm(dim=1) / wanted.norm(dim=1)).median())
+    assert worst[1] < 1.2 * worst[0] < 0.1
 
 
 @pytest.mark.parametrize("as_module", [False, True])

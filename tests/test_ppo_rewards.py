@@ -23,7 +23,7 @@ from policy.language_model import load_tokenizer, save_checkpoint
 from policy.sampling.rollout import Rollout, as_rollout
 from reward.normalisation import RewardNormalisation
 from reward.scalar_model import from_language_model, load_scalar_model, response_scores, store_normalisation
-from reward.sources import LengthPenalty, Part, RepetitionPenalty, Scored, score_rollout
+from reward.sources import LengthPenalty, OpeningPenalty, Part, RepetitionPenalty, Scored, score_rollout
 from stages.errors import ConfigError
 from stages.evaluate import stage as evaluate
 from stages.ppo import learner as ppo_learner
@@ -148,9 +148,17 @@ def test_a_sum_weighs_every_part_and_keeps_each_under_its_name(
         RewardPart(function=f"{functions}:length", weight=0.1, name="words"),
         RewardPart(length_penalty=2, weight=0.25),
         RewardPart(repetition_penalty=2, weight=2.0),
+        RewardPart(opening_penalty=1, weight=3.0),
         **{"rewards.1": models["other"]},
     )
-    assert list(found.parts) == ["reward_model", "other", "words", "length_penalty", "repetition_penalty"]
+    assert list(found.parts) == [
+        "reward_model",
+        "other",
+        "words",
+        "length_penalty",
+        "repetition_penalty",
+        "opening_penalty",
+    ]
     own, other = (
         response_scores(load_scalar_model(models[name], CPU).eval(), rollout).detach()
         for name in ("reward_model", "other")
@@ -180,6 +188,20 @@ def test_repetition_is_the_share_of_n_grams_seen_before(rollout: Rollout, n: int
     expected = [2 / 5, *shares[1:]] if n == 1 else shares
     found = RepetitionPenalty(n)(PROMPTS, texts_of(rollout), rollout).scores
     torch.testing.assert_close(found, -torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("n", "alike"), [(1, [2, 2, 0, 2]), (2, [1, 1, 0, 0]), (9, [0, 0, 0, 0])])
+def test_an_opening_costs_the_share_of_other_answers_that_have_it(n: int, alike: list[int]) -> None:
+    """ "5 6" begins two of four answers; "5" three, one of which is no longer than that."""
+    answers = [[5, 6, 7], [5, 6, 8, 1], [6, 5], [5]]
+    given = as_rollout([[2]] * 4, answers, pad_id=0, device=CPU)
+    found = OpeningPenalty(n)(PROMPTS, [""] * 4, given).scores
+    torch.testing.assert_close(found, -torch.tensor(alike) / 3)
+
+
+def test_an_opening_without_other_answers_costs_nothing() -> None:
+    given = as_rollout([[2]], [[5, 6]], pad_id=0, device=CPU)
+    assert OpeningPenalty(1)(PROMPTS, [""], given).scores.tolist() == [0.0]
 
 
 def test_a_function_is_called_once_a_batch_with_prompts_texts_and_a_seed(

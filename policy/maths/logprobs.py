@@ -50,8 +50,8 @@ def token_logprobs_from_hidden(
 ) -> TokenLogprobs:
     """As `token_logprobs` of `lm_head(hidden)`, but with at most `chunk` rows of logits in memory, also in backward.
 
-    hidden (n, d), of response positions only; labels (n,). Each chunk's logits are recomputed in the backward pass;
-    values and gradients equal those without chunks. lm_head: a (vocab, d) weight, or a callable if the head is more
+    hidden (n, d), of response positions only; labels (n,). Each chunk's logits are recomputed in the backward pass,
+    unless the head is frozen; values and gradients equal those without chunks. lm_head: a (vocab, d) weight, or a callable if the head is more
     than a weight (bias, adapter, shards), which takes up to 50 % longer. `entropy_gradient`: give the entropy a
     gradient, which an entropy bonus needs."""
     if isinstance(lm_head, Tensor):
@@ -59,6 +59,8 @@ def token_logprobs_from_hidden(
         if torch.is_autocast_enabled(device):
             # Autocast is on in the forward pass only; the cast here makes the recomputation in backward equal to it.
             hidden, lm_head = (t.to(torch.get_autocast_dtype(device)) for t in (hidden, lm_head))
+        if torch.is_grad_enabled() and hidden.requires_grad and not (lm_head.requires_grad or entropy_gradient):
+            return TokenLogprobs(*_FrozenHeadLogprobs.apply(hidden, lm_head, labels, temperature, chunk))
         return TokenLogprobs(*_ChunkedLogprobs.apply(hidden, lm_head, labels, temperature, chunk, entropy_gradient))
     pieces = [
         checkpoint(
@@ -67,6 +69,38 @@ def token_logprobs_from_hidden(
         for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True)
     ]
     return TokenLogprobs(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+class _FrozenHeadLogprobs(torch.autograd.Function):
+    """Log-probabilities and entropies under a head that does not train.
+
+    A label's gradient by its state is (one-hot of the label - softmax) @ weight / temperature, which needs the logits
+    but not the loss. It is computed while they are there, so that the backward pass only scales it: two products with
+    the weight in place of three."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, ...]:
+        pieces, directions = [], []
+        for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+            scaled = _scaled(rows @ weight.T, temperature)
+            probs = scaled.softmax(-1)
+            pieces.append((token_logprobs(scaled, ids), torch.special.entr(probs).sum(-1)))
+            d_logits = probs.neg_().scatter_add_(-1, ids.unsqueeze(-1), torch.ones_like(probs[:, :1]))
+            directions.append(d_logits.to(rows.dtype) @ weight)
+        logprobs, entropies = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        ctx.save_for_backward(torch.cat(directions))
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (directions,) = ctx.saved_tensors
+        scaled = directions * (grad / ctx.temperature).unsqueeze(-1)
+        return scaled.to(directions.dtype), None, None, None, None
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

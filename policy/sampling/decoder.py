@@ -12,6 +12,7 @@ from policy.encoding import Padded
 from policy.maths.masks import position_ids
 from policy.reading.body import body_of, call
 from policy.reading.packing import equal_groups
+from policy.sampling.growing_cache import growing_cache
 
 
 class Decoder(Protocol):
@@ -32,7 +33,7 @@ class CachedDecoder:
     def __init__(self, model: PreTrainedModel, prompts: Tensor, prompt_mask: Tensor, masked: bool = True) -> None:
         """prompts (rows, prompt) ids, padded on the left; prompt_mask True on real tokens. `masked` false: the model is
         given no mask, since some with recurrent states read one wrongly; then no prompt may be padded."""
-        self.model, self.cache, self.masked = model, DynamicCache(config=model.config), masked
+        self.model, self.cache, self.masked = model, growing_cache(model.config), masked
         self.mask, self.positions = prompt_mask.long(), position_ids(prompt_mask)
         self._read(prompts)
 

@@ -86,8 +86,19 @@ def draw(probabilities: Tensor, rng: torch.Generator | None) -> Tensor:
 
     These are the ids that `torch.multinomial` draws from the same generator, without its checks of the probabilities,
     which read each of them three times more and make a GPU wait twice."""
-    races = torch.empty_like(probabilities).exponential_(1, generator=rng)
+    races = _exponentials(probabilities, rng)
     return torch.div(probabilities, races, out=races).argmax(-1)
+
+
+def _exponentials(like: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Standard exponential numbers in the shape and type of `like`.
+
+    On a CPU `exponential_` takes one logarithm after the other, which was a fifth of the time of sampling. The same
+    uniform numbers, with all their logarithms taken at once, give the same results."""
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        return torch.empty_like(like).exponential_(1, generator=rng)
+    uniform = torch.empty(like.shape, dtype=torch.float64).uniform_(generator=rng)
+    return uniform.neg_().log1p_().neg_().float()
 
 
 def _decoder(model: PreTrainedModel, prompts: Tensor, prompt_mask: Tensor, max_new_tokens: int) -> Decoder:

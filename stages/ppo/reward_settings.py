@@ -13,6 +13,7 @@ from stages.errors import ConfigError
 from stages.settings import COUNT, NOT_NEGATIVE, check_bounds
 
 Combination = Literal["mean", "minimum", "penalised"]
+PENALTIES = ("length_penalty", "repetition_penalty", "opening_penalty")  # on an answer's form
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class RewardPart:
     """Length penalty: -1 for each token of an answer beyond this many; `weight` is the cost per token."""
     repetition_penalty: int | None = None
     """Repetition penalty: the share of an answer's n-grams that are repeated (0 to 1), negated; n tokens each."""
+    opening_penalty: int | None = None
+    """Opening penalty: the share of a rollout's other answers that begin with the same n tokens (0 to 1), negated."""
     weight: float = 1.0
     """Factor of the part's score in the weighted sum; 0: the part is only logged."""
     name: str | None = None
@@ -40,7 +43,7 @@ class RewardPart:
     """Weight of the ensemble's standard deviation; used only with `ensemble: penalised`."""
 
     def __post_init__(self) -> None:
-        kinds = [kind for kind in ("model", "function", "length_penalty", "repetition_penalty") if self.names(kind)]
+        kinds = [kind for kind in ("model", "function", *PENALTIES) if self.names(kind)]
         if len(kinds) > 1:
             raise ConfigError(f"one of the rewards sets {' and '.join(kinds)}; make them separate entries of the list")
         if self.text_crosses_over and not self.is_model:
@@ -49,14 +52,15 @@ class RewardPart:
             raise ConfigError(f"the weight of the reward '{self.label}' is {self.weight}; it must be a finite number")
         if not re.fullmatch(r"\w+", self.label):
             raise ConfigError(f"a reward is named {self.label!r}; use only letters, digits and _ in its name")
-        check_bounds(self, length_penalty=NOT_NEGATIVE, repetition_penalty=COUNT, disagreement_coef=NOT_NEGATIVE)
+        check_bounds(self, length_penalty=NOT_NEGATIVE, repetition_penalty=COUNT, opening_penalty=COUNT)
+        check_bounds(self, disagreement_coef=NOT_NEGATIVE)
 
     def names(self, kind: str) -> bool:
         return getattr(self, kind) is not None
 
     @property
     def is_penalty(self) -> bool:
-        return self.length_penalty is not None or self.repetition_penalty is not None
+        return any(map(self.names, PENALTIES))
 
     @property
     def is_model(self) -> bool:
@@ -74,7 +78,7 @@ class RewardPart:
         if self.function is not None:
             return self.function.rpartition(":")[2]
         if self.is_penalty:
-            return "length_penalty" if self.length_penalty is not None else "repetition_penalty"
+            return next(kind for kind in PENALTIES if self.names(kind))
         return "reward_model" if self.model is None else re.sub(r"\W+", "_", Path(self.model).name)
 
 

@@ -22,6 +22,7 @@ from reward.sources import (
     FunctionReward,
     LengthPenalty,
     ModelReward,
+    OpeningPenalty,
     Part,
     ReencodedReward,
     RepetitionPenalty,
@@ -94,6 +95,8 @@ def _load(
         return LengthPenalty(part.length_penalty)
     if part.repetition_penalty is not None:
         return RepetitionPenalty(part.repetition_penalty)
+    if part.opening_penalty is not None:
+        return OpeningPenalty(part.opening_penalty)
     source = parents["reward_model" if part.is_pipelines else role]
     tokenizer = load_tokenizer(source)
     reads_same = text_difference(reader.tokenizer, tokenizer) is None
