@@ -51,9 +51,9 @@ def token_logprobs_from_hidden(
     """As `token_logprobs` of `lm_head(hidden)`, but with at most `chunk` rows of logits in memory, also in backward.
 
     hidden (n, d), of response positions only; labels (n,). Each chunk's logits are recomputed in the backward pass,
-    unless the head is frozen; values and gradients equal those without chunks. lm_head: a (vocab, d) weight, or a callable if the head is more
-    than a weight (bias, adapter, shards), which takes up to 50 % longer. `entropy_gradient`: give the entropy a
-    gradient, which an entropy bonus needs."""
+    unless the head is frozen; values and gradients equal those without chunks. lm_head: a (vocab, d) weight, or a
+    callable if the head is more than a weight (bias, adapter, shards), which takes up to 50 % longer.
+    `entropy_gradient`: give the entropy a gradient, which an entropy bonus needs."""
     if isinstance(lm_head, Tensor):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
