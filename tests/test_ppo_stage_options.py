@@ -33,6 +33,7 @@ from reward.sources import RolloutScores
 from stages.ppo import learner as ppo_learner
 from stages.ppo.prompts import shuffles
 from stages.ppo.stage import describe, evaluate_rollout, update
+from stages.ppo.stop import has_gone_far
 from stages.settings import OptimizerConfig
 
 CHARGED = {
@@ -128,6 +129,35 @@ def test_the_stop_leaves_out_the_step_that_would_have_followed(chain: Chain) -> 
     update(learner, alone._replace(**rows), None, one, shuffles(4, torch.Generator()))
     for model, got in zip((roles.policy, roles.value), stopped.after, strict=True):
         torch.testing.assert_close(got, weights(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kls", "limit", "far"),
+    [
+        ([1, 2, 9], 1.0, False),  # too few
+        ([1, 2, 3, 4], 2.4, True),
+        ([1, 2, 3, 4], 2.5, False),  # at the limit is not above it
+        ([9, 9, 1, 1, 1, 1], 2.0, False),  # only the last ones count
+        ([1, 1, 9, 9, 9, 9], None, False),
+    ],
+)
+def test_a_policy_has_gone_far_when_the_mean_of_its_last_kls_says_so(
+    kls: list[float], limit: float | None, far: bool
+) -> None:
+    assert has_gone_far(kls, limit) == far
+
+
+def test_a_run_ends_once_the_policy_is_far_from_the_sft_model(chain: Chain, tmp_path: Path) -> None:
+    """It publishes the policy of a shorter run, bit for bit."""
+    _, records, _ = run(chain, tmp_path / "whole", iterations=9)
+    kls = [record["objective/kl"] for record in records]
+    limit = sum(kls[2:6]) / 4 * (1 - 1e-6)
+    first = next(n for n in range(4, 10) if sum(kls[n - 4 : n]) / 4 > limit)
+    assert first < 9
+    stopped, records, result = run(chain, tmp_path / "stopped", iterations=9, stop_at_kl=limit)
+    short, _, _ = run(chain, tmp_path / "short", iterations=first)
+    assert len(records) == first == result.metrics["iterations"]
+    assert torch.equal(stopped, short)
 
 
 def test_while_the_value_model_warms_up_the_policy_keeps_every_bit(chain: Chain, tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ class PpoConfig:
     """Adapt kl_coef until the KL per episode is this, in nats (lm-human-preferences); null: kl_coef stays fixed."""
     kl_horizon: int = 10_000
     """Episodes over which the adaptive kl_coef changes by at most 20 %. Used only with kl_target."""
+    stop_at_kl: float | None = None
+    """End training, and publish the policy, once the mean KL per episode of the last 4 iterations is above this, in
+    nats; null: train for all iterations."""
     score_without_eos: float = -1.0
     """Score that replaces the rewards (but not the penalties) of an answer cut off before EOS."""
     score_clip: float | None = None
@@ -139,7 +142,7 @@ class PpoConfig:
     def __post_init__(self) -> None:
         check_bounds(self, iterations=COUNT, rollout_batch=COUNT, minibatches=COUNT, inner_epochs=COUNT)
         check_bounds(self, micro_batch=NOT_NEGATIVE, max_prompt_length=COUNT, kl_coef=NOT_NEGATIVE, kl_target=POSITIVE)
-        check_bounds(self, kl_horizon=COUNT, gamma=SHARE, gae_lambda=SHARE, clip_range=POSITIVE)
+        check_bounds(self, stop_at_kl=POSITIVE, kl_horizon=COUNT, gamma=SHARE, gae_lambda=SHARE, clip_range=POSITIVE)
         check_bounds(self, value_clip_range=POSITIVE, max_ratio=(1, INFINITY), max_approx_kl=POSITIVE)
         check_bounds(self, snapshot_every=NOT_NEGATIVE, score_clip=POSITIVE, entropy_coef=NOT_NEGATIVE)
         check_bounds(self, target_approx_kl=POSITIVE, value_warmup=NOT_NEGATIVE, pretraining_gradient_ratio=POSITIVE)

@@ -41,7 +41,7 @@ from stages.ppo.record import Recorder, Steps, snapshot_path, write_snapshot
 from stages.ppo.rewards import load_ppo_rewards
 from stages.ppo.roles import Roles, decided_here
 from stages.ppo.settings import PpoConfig
-from stages.ppo.stop import check_first_minibatch, check_step
+from stages.ppo.stop import check_first_minibatch, check_step, has_gone_far
 from stages.progress import progress
 
 
@@ -73,6 +73,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     kl_coef = config.kl_coef
     doubts = Doubts(config, job.tracker, roles.tokenizer)
     metrics: dict[str, float] = {}
+    kls: list[float] = []
 
     bar = progress(range(1, config.iterations + 1), desc="ppo", unit="iteration")
     for iteration, batch in zip(bar, prompt_batches(len(ids), config.rollout_batch, order_rng), strict=False):
@@ -99,9 +100,13 @@ def run(config: PpoConfig, job: Job) -> StageResult:
             metrics |= judge_answers(judge, asked, texts, rollout.ended)
         job.tracker.log(metrics, step=iteration)
         doubts.seen(iteration, experience, metrics, texts)
-        if (iteration - 1) % math.ceil(config.iterations / TABLES) == 0 or iteration == config.iterations:
+        kls.append(metrics["objective/kl"])
+        is_last = iteration == config.iterations or has_gone_far(kls, config.stop_at_kl)
+        if (iteration - 1) % math.ceil(config.iterations / TABLES) == 0 or is_last:
             job.tracker.table("samples", *sample_table(asked, texts, experience), step=iteration)
         bar.set_postfix(score=f"{metrics['objective/score']:.2f}", kl=f"{metrics['objective/kl']:.2f}")
+        if is_last:
+            break
 
     if config.ema_decay:
         with torch.no_grad():
@@ -110,7 +115,7 @@ def run(config: PpoConfig, job: Job) -> StageResult:
     roles.save_policy(job.output)
     write_seen_prompts(job.output, prompts)
     adapters = {"lora": adapters_reach} if adapters_reach else {}
-    return StageResult({"iterations": config.iterations, "precision": config.precision, **adapters, **metrics}, data)
+    return StageResult({"iterations": len(kls), "precision": config.precision, **adapters, **metrics}, data)
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
-"""Checks that stop PPO: numbers that are not finite, and updates that move too far from the policy that sampled."""
+"""Checks that stop PPO: numbers that are not finite, updates that move too far from the policy that sampled, and a
+policy that has moved far enough from the SFT model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -21,6 +22,7 @@ class Rounding(NamedTuple):
     clip_fraction: float
 
 
+RECENT = 4  # iterations: one rollout's KL is noisy
 ROUNDING = {"float32": Rounding(1e-3, 1e-5, 0.0), "bfloat16": Rounding(2e-2, 5e-3, 0.01)}
 
 
@@ -64,3 +66,12 @@ def check_first_minibatch(step: Mapping[str, float], precision: str = "float32")
             f"ppo: before the first update ratio is {ratio:.6f} (not 1), approx-KL {kl:.2e} (not 0), clip fraction "
             f"{clipped:.4f} (not 0): in training the model gives other probabilities than in sampling; report this bug."
         )
+
+
+def has_gone_far(kls: Sequence[float], limit: float | None) -> bool:
+    """Whether the mean of the last iterations' KL to the SFT model, nats per episode, is above `stop_at_kl`.
+
+    A reward model's faults are found far from the SFT model, and seeds get there at different speeds, so a distance
+    ends training better than a number of iterations (Gao et al. 2022 compare a KL penalty with such early stopping)."""
+    recent = kls[-RECENT:]
+    return limit is not None and len(recent) == RECENT and sum(recent) / RECENT > limit
