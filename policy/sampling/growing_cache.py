@@ -18,6 +18,9 @@ ROOM = 64  # tokens by which a full layer grows
 class GrowingLayer(DynamicLayer):
     """`DynamicLayer` with room; `keys` and `values` (rows, heads, tokens, width) are views. Not differentiable."""
 
+    keys: Tensor
+    values: Tensor
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add keys and values of new tokens (rows, heads, new, width), and return those of all tokens."""
         filled, new = self.get_seq_length(), key_states.shape[-2]
