@@ -20,16 +20,17 @@ class GrowingLayer(DynamicLayer):
 
     keys: Tensor
     values: Tensor
+    _room: list[Tensor]  # (rows, heads, room, width) of keys, and of values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add keys and values of new tokens (rows, heads, new, width), and return those of all tokens."""
         filled, new = self.get_seq_length(), key_states.shape[-2]
         if not filled:
             self.lazy_initialization(key_states, value_states)
-            self._room = (_with_room(key_states, new + ROOM), _with_room(value_states, new + ROOM))
+            self._make_room(key_states, value_states, new + ROOM)
         else:
             if filled + new > self._room[0].shape[-2]:
-                self._room = (_with_room(self.keys, filled + new + ROOM), _with_room(self.values, filled + new + ROOM))
+                self._make_room(self.keys, self.values, filled + new + ROOM)
             for room, states in zip(self._room, (key_states, value_states), strict=True):
                 room[..., filled : filled + new, :] = states
         self.keys, self.values = (room[..., : filled + new, :] for room in self._room)
@@ -37,10 +38,17 @@ class GrowingLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows (n,), in this order."""
-        if self.get_seq_length():
-            filled, size = self.keys.shape[-2], self._room[0].shape[-2]
-            self._room = (_with_room(self.keys[beam_idx], size), _with_room(self.values[beam_idx], size))
+        if filled := self.get_seq_length():
+            self._make_room(self.keys[beam_idx], self.values[beam_idx], self._room[0].shape[-2])
             self.keys, self.values = (room[..., :filled, :] for room in self._room)
+
+    def _make_room(self, keys: Tensor, values: Tensor, tokens: int) -> None:
+        """Copy these into new room for this many tokens."""
+        self._room = []
+        for states in (keys, values):
+            room = states.new_empty(*states.shape[:-2], tokens, states.shape[-1])
+            room[..., : states.shape[-2], :] = states
+            self._room.append(room)
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -51,10 +59,3 @@ def growing_cache(config: PreTrainedConfig) -> DynamicCache:
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = GrowingLayer
     return cache
-
-
-def _with_room(states: Tensor, tokens: int) -> Tensor:
-    """A copy of `states` (..., tokens, width) with room for this many tokens."""
-    room = states.new_empty(*states.shape[:-2], tokens, states.shape[-1])
-    room[..., : states.shape[-2], :] = states
-    return room
