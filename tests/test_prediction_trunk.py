@@ -163,8 +163,8 @@ def test_the_trunk_is_read_once_and_all_else_is_of_the_upper_layers(tiny_base: P
     about(meter.flops["reading the trunk"], 2 * layer * texts)
     # Four models read one layer each; two of them multiply answers by the output head.
     about(meter.flops["reading"], 4 * 2 * layer * texts + 2 * 2 * output * answers)
-    # The head has no gradient of its own: forward twice, and backward to the states alone.
-    about(meter.flops["update of the policy"], epochs * (6 * layer * texts + 6 * output * answers))
+    # The head has no gradient of its own: one product forward, and one backward to the states.
+    about(meter.flops["update of the policy"], epochs * (6 * layer * texts + 4 * output * answers))
     about(meter.flops["update of the value model"], epochs * 6 * layer * texts)
 
 
