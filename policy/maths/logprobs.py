@@ -84,11 +84,12 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         pieces, directions = [], []
         for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-            scaled = _scaled(rows @ weight.T, temperature)
-            probs = scaled.softmax(-1)
-            pieces.append((token_logprobs(scaled, ids), torch.special.entr(probs).sum(-1)))
-            d_logits = probs.neg_().scatter_add_(-1, ids.unsqueeze(-1), torch.ones_like(probs[:, :1]))
-            directions.append(d_logits.to(rows.dtype) @ weight)
+            logprobs = _scaled(rows @ weight.T, temperature).log_softmax(-1)
+            logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)  # a logit of -inf has p log p = 0, not NaN
+            probs = logprobs.exp()
+            pieces.append((logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), -torch.linalg.vecdot(probs, logprobs)))
+            probs.scatter_add_(-1, ids.unsqueeze(-1), torch.full_like(probs[:, :1], -1))
+            directions.append(-(probs.to(rows.dtype) @ weight))
         logprobs, entropies = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         ctx.save_for_backward(torch.cat(directions))
         ctx.temperature = temperature

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policy.errors import ModelError
+from policy.precision import for_recomputation
 from policy.reading.body import replaced_forwards
 
 CACHES = {"past_key_values", "past_key_value", "layer_past"}  # the layers' names for a key-value cache
@@ -45,4 +46,4 @@ def _compute_twice(forward: Callable[..., Any], *inputs: Any, **named: Any) -> A
         return forward(*inputs, **named)
     for cache in CACHES & named.keys():
         named[cache] = None  # it would already be full on recomputation
-    return checkpoint(forward, *inputs, use_reentrant=False, **named)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=for_recomputation, **named)

@@ -23,7 +23,7 @@ class Rounding(NamedTuple):
 
 
 RECENT = 4  # iterations: one rollout's KL is noisy
-ROUNDING = {"float32": Rounding(1e-3, 1e-5, 0.0), "bfloat16": Rounding(2e-2, 5e-3, 0.01)}
+ROUNDING = {"float32": Rounding(1e-3, 1e-5, 0.0), "bfloat16": Rounding(2e-2, 5e-3, 0.05)}
 
 
 def check_experience(experience: Experience) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from data_schema import Comparison, Records, load_all, read_records
@@ -80,10 +81,13 @@ def load_rankings(
     }
     warn(job.tracker, rows_lost("reward_model.data" if config.data else "reward_model", total, dropped, fixes))
     rankings = Rankings(*parts)
-    labelled = {"train": prepare_labels(rankings.train, config.labels)}
-    if config.second_half:
-        labelled["second"] = prepare_labels(rankings.second, config.labels)
-    return rankings._replace(**labelled), {"comparisons": account}
+    trained = ("train", "second") if config.second_half else ("train",)
+    for name in trained:
+        rows = prepare_labels(getattr(rankings, name), config.labels)
+        if config.mismatched_answers:
+            rows = with_mismatched(rows, job.seed)
+        rankings = rankings._replace(**{name: rows})
+    return rankings, {"comparisons": account}
 
 
 def longest_text(config: RewardModelConfig, source: Path) -> int:
@@ -103,3 +107,21 @@ def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:
     merged = merge_labelers(train)
     logger.info("reward_model: merged %d comparisons into %d", len(train), len(merged))
     return merged
+
+
+def with_mismatched(train: Sequence[Ranking], seed: int) -> list[Ranking]:
+    """Add to each ranking the best answer of another prompt, ranked with its own worst answers: only its own best ones
+    are then preferred to it."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+    mismatched = list(train)
+    for place, i in enumerate(order):
+        own = train[i]
+        others = (train[order[(place + step) % len(order)]] for step in range(1, len(order)))
+        other = next((each for each in others if each.prompt != own.prompt), None)
+        if other is None:
+            raise ConfigError("reward_model.mismatched_answers needs comparisons of more than one prompt; leave it out")
+        best = other.responses[min(range(len(other.ranks)), key=other.ranks.__getitem__)]
+        worst = max(own.ranks)
+        votes = tuple((*given, max(given)) for given in own.votes)
+        mismatched[i] = own._replace(responses=[*own.responses, best], ranks=(*own.ranks, worst), votes=votes)
+    return mismatched

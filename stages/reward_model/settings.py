@@ -70,6 +70,9 @@ class RewardModelConfig:
     context) is dropped and counted."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     """How labels are read: margins, noise, several labelers."""
+    mismatched_answers: bool = False
+    """Give each training prompt the best answer of another one as a further answer that is worse than its own best, so
+    that an answer which would fit any prompt earns less (docs/reward_model.md)."""
     ensemble: int = 1
     """Number of reward models, as adapters over one backbone (docs/rewards.md); more than 1 needs `lora`."""
     second_half: bool = False

@@ -25,6 +25,7 @@ from data_schema import Demonstration, Records
 from policy.adapters import add_lora, describe_reach, merged, reach, untrained_ids
 from policy.language_model import choose_device, save_checkpoint
 from policy.memory.checkpointing import checkpointed
+from policy.precision import trained_attention
 from policy.seq2seq import (
     NO_LABEL,
     answer_token_logprobs,
@@ -100,7 +101,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RecordCallback(job.tracker, "sft"))
-    with checkpointed(config.gradient_checkpointing, model):
+    with checkpointed(config.gradient_checkpointing, model), trained_attention(device, precision == "bfloat16"):
         trainer.train()
 
     tuned: PreTrainedModel = merged(trained) if config.lora else trained

@@ -26,6 +26,7 @@ from policy.language_model import bare, choose_device, is_encoder_decoder, load_
 from policy.maths.logprobs import token_logprobs_from_hidden
 from policy.memory.checkpointing import checkpointed
 from policy.memory.quantized import quantize_nf4
+from policy.precision import trained_attention
 from policy.pretraining import pack_documents
 from policy.reading.states import states_of_sequences
 from policy.reading.ways import reading_of
@@ -146,7 +147,7 @@ def run(config: SftConfig, job: Job) -> StageResult:
         # With select: reward_model the last candidate is the published model, which is measured and saved below.
         last = () if config.select == "held_out_loss" else (steps,)
         trainer.add_callback(CandidateCallback(set(candidate_steps(config, steps)).difference(last), keep))
-    with checkpointed(config.gradient_checkpointing, model):
+    with checkpointed(config.gradient_checkpointing, model), trained_attention(device, precision == "bfloat16"):
         trainer.train()
 
     if config.select == "held_out_loss":
