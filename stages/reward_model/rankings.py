@@ -81,13 +81,10 @@ def load_rankings(
     }
     warn(job.tracker, rows_lost("reward_model.data" if config.data else "reward_model", total, dropped, fixes))
     rankings = Rankings(*parts)
-    trained = ("train", "second") if config.second_half else ("train",)
-    for name in trained:
-        rows = prepare_labels(getattr(rankings, name), config.labels)
-        if config.mismatched_answers:
-            rows = with_mismatched(rows, job.seed)
-        rankings = rankings._replace(**{name: rows})
-    return rankings, {"comparisons": account}
+    labelled = {"train": prepare_labels(rankings.train, config.labels)}
+    if config.second_half:
+        labelled["second"] = prepare_labels(rankings.second, config.labels)
+    return rankings._replace(**labelled), {"comparisons": account}
 
 
 def longest_text(config: RewardModelConfig, source: Path) -> int:
@@ -109,19 +106,29 @@ def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:
     return merged
 
 
-def with_mismatched(train: Sequence[Ranking], seed: int) -> list[Ranking]:
+def with_mismatched(train: Sequence[Ranking], longest: int, seed: int) -> list[Ranking]:
     """Add to each ranking the best answer of another prompt, ranked with its own worst answers: only its own best ones
-    are then preferred to it."""
+    are then preferred to it. A prompt with which no such answer has at most `longest` tokens gets none.
+
+    Raises ConfigError if no prompt gets one."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
-    mismatched = list(train)
+    changed = list(train)
     for place, i in enumerate(order):
         own = train[i]
         others = (train[order[(place + step) % len(order)]] for step in range(1, len(order)))
-        other = next((each for each in others if each.prompt != own.prompt), None)
-        if other is None:
-            raise ConfigError("reward_model.mismatched_answers needs comparisons of more than one prompt; leave it out")
-        best = other.responses[min(range(len(other.ranks)), key=other.ranks.__getitem__)]
-        worst = max(own.ranks)
-        votes = tuple((*given, max(given)) for given in own.votes)
-        mismatched[i] = own._replace(responses=[*own.responses, best], ranks=(*own.ranks, worst), votes=votes)
-    return mismatched
+        answers = (best_answer(other) for other in others if other.prompt != own.prompt)
+        answer = next((each for each in answers if len(own.prompt) + len(each) <= longest), None)
+        if answer is not None:
+            votes = tuple((*given, max(given)) for given in own.votes)
+            ranks = (*own.ranks, max(own.ranks))
+            changed[i] = own._replace(responses=[*own.responses, answer], ranks=ranks, votes=votes)
+    if changed == list(train):
+        raise ConfigError(
+            "reward_model.mismatched_answers needs another prompt's answer that fits, but no prompt has one; give "
+            "comparisons of more prompts, raise max_length, or leave it out"
+        )
+    return changed
+
+
+def best_answer(ranking: Ranking) -> list[int]:
+    return ranking.responses[ranking.ranks.index(min(ranking.ranks))]

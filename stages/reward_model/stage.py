@@ -39,7 +39,7 @@ from stages.reward_model.card import write_reward_card
 from stages.reward_model.ensemble import judge_members, member_seed, publish_members, set_scales, train_others
 from stages.reward_model.frozen import fit_frozen
 from stages.reward_model.measures import answer_scores, judge_pairs
-from stages.reward_model.rankings import load_rankings
+from stages.reward_model.rankings import load_rankings, with_mismatched
 from stages.reward_model.second import SECOND, describe_second, score_correlations
 from stages.reward_model.settings import RewardModelConfig
 from stages.reward_model.trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, shares_prompts
@@ -91,11 +91,15 @@ def train_model(
     device = choose_device(config.device)
     frozen = config.frozen_layers is not None
     precision = "float32" if frozen else training_precision(config.precision, device, job.parents["sft"])
-    train, job = share.rankings, job._replace(seed=share.seed)
+    job = job._replace(seed=share.seed)
+    train = share.rankings  # the scale is set on these alone
     steps = 0 if frozen else count_steps(share.name, len(train), config.batch_prompts, config.epochs)
 
     model: Any = from_language_model(job.parents["sft"], device, job.seed)
     disable_dropout(model)
+    if config.mismatched_answers:
+        longest = min(config.max_length, positions(model.config))
+        share = share._replace(rankings=with_mismatched(train, longest, job.seed))
     adapters: dict[str, Any] = {}
     if config.frozen_layers:
         cut_after(model, config.frozen_layers)
@@ -107,13 +111,13 @@ def train_model(
         model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS", within=above)
         adapters = {"lora": reach(model)}
         logger.info(describe_reach(share.name, adapters["lora"]))
-    share_prompts = shares_prompts(bare(model), train)
+    share_prompts = shares_prompts(bare(model), share.rankings)
     collator = RankingCollator(
         tokenizer.pad_token_id, model.config.hidden_size, share_prompts, config.micro_batch_tokens, config.labels
     )
     folds: dict[str, float] = {}
     if config.frozen_layers:
-        folds = fit_frozen(model, train, collator, config, job, share.name)
+        folds = fit_frozen(model, share.rankings, collator, config, job, share.name)
     else:
         fit(model, share, collator, config, job, steps, precision)
     members = []
