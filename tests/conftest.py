@@ -1,4 +1,4 @@
-"""Tests reach no network: set before any library reads its environment."""
+"""Tests reach no network, and compute in one thread: set before any library reads its environment."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "offline",
 }
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are so small that threads wait for each other
 
 
 from gpu_or_cpu import device, gpu  # noqa: F401

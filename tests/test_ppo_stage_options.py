@@ -147,14 +147,18 @@ def test_a_policy_has_gone_far_when_the_mean_of_its_last_kls_says_so(
     assert has_gone_far(kls, limit) == far
 
 
-def test_a_run_ends_once_the_policy_is_far_from_the_sft_model(chain: Chain, tmp_path: Path) -> None:
-    """It publishes the policy of a shorter run, bit for bit."""
+def test_a_run_ends_once_the_policy_is_far_from_the_sft_model(
+    chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so, and publishes the policy of a shorter run, bit for bit."""
+    caplog.set_level("INFO", "triptych.ppo")
     _, records, _ = run(chain, tmp_path / "whole", iterations=9)
     kls = [record["objective/kl"] for record in records]
     limit = sum(kls[2:6]) / 4 * (1 - 1e-6)
     first = next(n for n in range(4, 10) if sum(kls[n - 4 : n]) / 4 > limit)
     assert first < 9
     stopped, records, result = run(chain, tmp_path / "stopped", iterations=9, stop_at_kl=limit)
+    assert any("the last 4 iterations' mean KL" in line and "stop_at_kl" in line for line in caplog.messages)
     short, _, _ = run(chain, tmp_path / "short", iterations=first)
     assert len(records) == first == result.metrics["iterations"]
     assert torch.equal(stopped, short)

@@ -3,6 +3,7 @@ policy that has moved far enough from the SFT model."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from torch import Tensor
 from policy.errors import ModelError
 from stages.ppo.experience import Experience
 from stages.ppo.settings import PpoConfig
+
+
+logger = logging.getLogger("triptych.ppo")
 
 
 class Rounding(NamedTuple):
@@ -74,4 +78,8 @@ def has_gone_far(kls: Sequence[float], limit: float | None) -> bool:
     A reward model's faults are found far from the SFT model, and seeds get there at different speeds, so a distance
     ends training better than a number of iterations (Gao et al. 2022 compare a KL penalty with such early stopping)."""
     recent = kls[-RECENT:]
-    return limit is not None and len(recent) == RECENT and sum(recent) / RECENT > limit
+    mean = sum(recent) / RECENT
+    far = limit is not None and len(recent) == RECENT and mean > limit
+    if far:
+        logger.info("ppo: ends here: the last %d iterations' mean KL is %.2f, above stop_at_kl (%g)", RECENT, mean, limit)
+    return far
