@@ -14,7 +14,6 @@ from policy.errors import ModelError
 from stages.ppo.experience import Experience
 from stages.ppo.settings import PpoConfig
 
-
 logger = logging.getLogger("triptych.ppo")
 
 
@@ -81,5 +80,7 @@ def has_gone_far(kls: Sequence[float], limit: float | None) -> bool:
     mean = sum(recent) / RECENT
     far = limit is not None and len(recent) == RECENT and mean > limit
     if far:
-        logger.info("ppo: ends here: the last %d iterations' mean KL is %.2f, above stop_at_kl (%g)", RECENT, mean, limit)
+        logger.info(
+            "ppo: ends here: the last %d iterations' mean KL is %.2f, above stop_at_kl (%g)", RECENT, mean, limit
+        )
     return far
