@@ -88,8 +88,8 @@ class Float32Attention(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         Float32Attention.entered += 1
-        entered: Self = super().__enter__()
-        return entered
+        super().__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
         Float32Attention.entered -= 1

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_schema import Comparison, Records, load_all, read_records
 from policy.encoding import encode_answers
@@ -52,7 +51,9 @@ def load_rankings(
         account = {"format": "records", "records": len(train) + len(held_out), "dropped": {}}
     dropped = account["dropped"]
     total = len(train) + len(held_out) + sum(dropped.values())
-    longest = longest_text(config, job.parents["sft"])
+    longest = longest_text(config, load_config(job.parents["sft"]))
+    if config.max_length > longest:
+        logger.warning("reward_model: max_length is %d, but the model has positions for %d", config.max_length, longest)
     write_seen_prompts(job.output, train)
     second: Sequence[Comparison] = []
     if config.second_half:
@@ -87,12 +88,9 @@ def load_rankings(
     return rankings._replace(**labelled), {"comparisons": account}
 
 
-def longest_text(config: RewardModelConfig, source: Path) -> int:
+def longest_text(config: RewardModelConfig, model: PreTrainedConfig) -> int:
     """Maximum length of prompt with answer, in tokens: max_length, or the model's context if that is shorter."""
-    room = positions(load_config(source))
-    if config.max_length > room:
-        logger.warning("reward_model: max_length is %d, but the model has positions for %d", config.max_length, room)
-    return min(config.max_length, room)
+    return min(config.max_length, positions(model))
 
 
 def prepare_labels(train: list[Ranking], labels: LabelConfig) -> list[Ranking]:

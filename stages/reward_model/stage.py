@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from data_schema import Demonstration, load_all
 from policy.adapters import add_lora, describe_reach, reach
 from policy.encoding import encode
-from policy.language_model import bare, choose_device, disable_dropout, load_tokenizer, positions, save_checkpoint
+from policy.language_model import bare, choose_device, disable_dropout, load_tokenizer, save_checkpoint
 from policy.memory.checkpointing import checkpointed
 from policy.precision import Precision, cast_frozen, computing_in
 from policy.reading.freezing import freeze_below, names_above
@@ -39,7 +39,7 @@ from stages.reward_model.card import write_reward_card
 from stages.reward_model.ensemble import judge_members, member_seed, publish_members, set_scales, train_others
 from stages.reward_model.frozen import fit_frozen
 from stages.reward_model.measures import answer_scores, judge_pairs
-from stages.reward_model.rankings import load_rankings, with_mismatched
+from stages.reward_model.rankings import load_rankings, longest_text, with_mismatched
 from stages.reward_model.second import SECOND, describe_second, score_correlations
 from stages.reward_model.settings import RewardModelConfig
 from stages.reward_model.trainer import Ranking, RankingCollator, RankingModule, RankingTrainer, shares_prompts
@@ -98,8 +98,7 @@ def train_model(
     model: Any = from_language_model(job.parents["sft"], device, job.seed)
     disable_dropout(model)
     if config.mismatched_answers:
-        longest = min(config.max_length, positions(model.config))
-        share = share._replace(rankings=with_mismatched(train, longest, job.seed))
+        share = share._replace(rankings=with_mismatched(train, longest_text(config, model.config), job.seed))
     adapters: dict[str, Any] = {}
     if config.frozen_layers:
         cut_after(model, config.frozen_layers)
@@ -216,7 +215,7 @@ def normalise(
         return from_reference_samples(scores), {}
     records = load_all(config.demonstrations, Demonstration, job.seed)
     encoded = encode(tokenizer, [records[i].messages for i in range(min(n, len(records)))])
-    longest = min(config.max_length, positions(model.config))
+    longest = longest_text(config, model.config)
     pairs = [_last_answer(row.ids, row.is_response) for row in encoded if len(row.ids) <= longest]
     if not pairs:
         raise ConfigError(f"reward_model.demonstrations: none fits in max_length ({longest} tokens); give shorter ones")
